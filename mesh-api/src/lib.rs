@@ -1,0 +1,14 @@
+//! What the planes share: names, identities, the plain model of a proxy's configuration, the operator's objects,
+//! the xDS facade and the JSON shapes of the admin servers.
+//!
+//! Knows no IO and no runtime. `crd` (feature) is for the control plane and the CLI, `xds` (feature) for both planes.
+
+#[cfg(feature = "xds")]
+pub mod ca;
+pub mod identity;
+pub mod labels;
+pub mod model;
+pub mod names;
+pub mod node;
+#[cfg(feature = "xds")]
+pub mod xds;

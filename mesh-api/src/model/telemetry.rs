@@ -1,0 +1,133 @@
+//! Access logs and tracing as they are configured.
+
+use std::{path::PathBuf, time::Duration};
+
+use indexmap::IndexMap;
+use serde::Serialize;
+
+use super::{Fraction, HeaderMatcher, Name};
+
+/// One log sink with its filter.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AccessLog {
+    /// Where and how.
+    pub sink: LogSink,
+    /// Which requests; `None`: all.
+    pub filter: Option<LogFilter>,
+}
+
+/// Where a log goes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum LogSink {
+    /// A file (`/dev/stdout` and `/dev/stderr` mean the descriptors).
+    File {
+        /// Path.
+        path: PathBuf,
+        /// Line format.
+        format: LogFormat,
+    },
+    /// gRPC access log service.
+    Grpc { cluster: Name, log_name: Name, tcp: bool },
+    /// OpenTelemetry logs.
+    Otlp { cluster: Name, log_name: Name, body: Name, attributes: IndexMap<String, String> },
+}
+
+/// Format of a log line, with command operators.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum LogFormat {
+    /// A text (a newline is part of it).
+    Text(Name),
+    /// A JSON object; nested objects and literals allowed.
+    Json {
+        /// Its members; strings hold command operators.
+        fields: serde_json::Value,
+        /// Members without a value are left out.
+        omit_empty: bool,
+    },
+}
+
+/// Which requests are logged.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum LogFilter {
+    /// All of them.
+    And(Vec<LogFilter>),
+    /// One of them.
+    Or(Vec<LogFilter>),
+    /// Status compared.
+    Status(Comparison, u32),
+    /// Duration in milliseconds compared.
+    Duration(Comparison, u32),
+    /// With one of these flags; empty: with any.
+    ResponseFlag(Vec<Name>),
+    /// No matching route.
+    NotHealthCheck,
+    /// A share.
+    Fraction(Fraction),
+    /// A header.
+    Header(HeaderMatcher),
+    /// A gRPC status in (or, excluded, not in) these.
+    GrpcStatus { statuses: Vec<u32>, exclude: bool },
+    /// A CEL expression.
+    Cel(Name),
+}
+
+/// Comparison of a [`LogFilter`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub enum Comparison {
+    /// Equal.
+    Eq,
+    /// Greater or equal.
+    Ge,
+    /// Less or equal.
+    Le,
+}
+
+/// `HttpConnectionManager.Tracing`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Tracing {
+    /// Exporter; `None`: context is propagated, nothing is sent.
+    pub provider: Option<TraceProvider>,
+    /// Sampling of requests that carry no decision.
+    pub random_sampling: Fraction,
+    /// Sampling of requests that ask for it (`x-client-trace-id`).
+    pub client_sampling: Fraction,
+    /// Upper limit of all.
+    pub overall_sampling: Fraction,
+    /// Tags.
+    pub tags: Vec<CustomTag>,
+    /// Longest path in tags, bytes.
+    pub max_path_tag: u32,
+}
+
+/// Where spans go.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum TraceProvider {
+    /// OTLP over gRPC to this cluster.
+    OtlpGrpc { cluster: Name, authority: Name, service_name: Name, timeout: Duration },
+    /// OTLP over HTTP.
+    OtlpHttp { cluster: Name, uri: Name, service_name: Name, timeout: Duration },
+    /// Zipkin JSON v2.
+    Zipkin { cluster: Name, path: Name, hostname: Name, trace_id_128: bool, shared_span: bool },
+}
+
+/// A span tag.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CustomTag {
+    /// Tag name.
+    pub tag: Name,
+    /// Value.
+    pub value: TagValue,
+}
+
+/// Value of a [`CustomTag`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum TagValue {
+    /// This text.
+    Literal(Name),
+    /// A request header, else the default (empty: no tag).
+    Header(Name, Name),
+    /// An environment variable, else the default.
+    Environment(Name, Name),
+    /// Command operators.
+    Format(Name),
+}

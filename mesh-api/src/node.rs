@@ -1,0 +1,135 @@
+//! What a proxy says of itself: node id and node metadata, Istio's conventions.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// What kind of proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeType {
+    /// Beside an application.
+    Sidecar,
+    /// Gateway.
+    Router,
+}
+
+/// `type~ip~name.namespace~namespace.svc.domain`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct NodeId {
+    /// Kind.
+    pub kind: NodeType,
+    /// Primary address.
+    pub ip: String,
+    /// Workload name (pod name).
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// DNS domain of the namespace.
+    pub domain: String,
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            NodeType::Sidecar => "sidecar",
+            NodeType::Router => "router",
+        };
+        write!(f, "{kind}~{}~{}.{}~{}", self.ip, self.name, self.namespace, self.domain)
+    }
+}
+
+/// A node id that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("node id {0:?} is not of the form (sidecar|router)~IP~NAME.NAMESPACE~DOMAIN")]
+pub struct BadNodeId(pub String);
+
+impl FromStr for NodeId {
+    type Err = BadNodeId;
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let bad = || BadNodeId(s.to_owned());
+        let parts: Vec<&str> = s.split('~').collect();
+        let [kind, ip, name, domain] = parts.as_slice() else { return Err(bad()) };
+        let kind = match *kind {
+            "sidecar" => NodeType::Sidecar,
+            "router" => NodeType::Router,
+            _ => return Err(bad()),
+        };
+        let (name, namespace) = name.rsplit_once('.').ok_or_else(bad)?;
+        if name.is_empty() || namespace.is_empty() {
+            return Err(bad());
+        }
+        Ok(Self {
+            kind,
+            ip: (*ip).to_owned(),
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            domain: (*domain).to_owned(),
+        })
+    }
+}
+
+/// Node metadata keys that the control plane reads. Unknown keys are ignored.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE", default)]
+pub struct NodeMetadata {
+    /// Workload name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Labels of the workload.
+    pub labels: BTreeMap<String, String>,
+    /// Service account.
+    pub service_account: String,
+    /// Cluster id.
+    pub cluster_id: String,
+    /// Network.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub network: String,
+    /// Mesh id.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub mesh_id: String,
+    /// Istio version the proxy claims.
+    pub istio_version: String,
+    /// Comma-separated addresses.
+    pub instance_ips: String,
+    /// `REDIRECT`, `TPROXY` or `NONE`.
+    pub interception_mode: String,
+    /// Owner, `kubernetes://apis/apps/v1/namespaces/NS/deployments/NAME`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub owner: String,
+    /// Workload (deployment) name.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub workload_name: String,
+    /// `grpc` for proxyless clients.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub generator: String,
+    /// Proxy configuration (`defaultConfig` merged with annotations).
+    #[serde(skip_serializing_if = "serde_json::Value::is_null")]
+    pub proxy_config: serde_json::Value,
+    /// Port for explicit HTTP proxying (NONE interception), 0: none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub http_proxy_port: String,
+}
+
+impl NodeMetadata {
+    /// All addresses.
+    pub fn ips(&self) -> impl Iterator<Item = &str> {
+        self.instance_ips.split(',').map(str::trim).filter(|s| !s.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_ids() {
+        let id: NodeId = "sidecar~10.1.2.3~web-1.shop~shop.svc.cluster.local".parse().unwrap();
+        assert_eq!((id.name.as_str(), id.namespace.as_str()), ("web-1", "shop"));
+        assert_eq!(id.to_string(), "sidecar~10.1.2.3~web-1.shop~shop.svc.cluster.local");
+        for bad in ["", "sidecar~1~x", "ingress~1.1.1.1~a.b~c", "router~~nodot~d", "sidecar~1~.ns~d"] {
+            assert!(bad.parse::<NodeId>().is_err(), "{bad}");
+        }
+    }
+}
