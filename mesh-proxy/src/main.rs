@@ -1,1 +1,3 @@
+//! Binary `mesh-proxy`.
+
 fn main() {}

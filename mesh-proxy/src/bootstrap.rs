@@ -1,0 +1,1 @@
+//! Envoy's bootstrap file: read, checked, turned into the plain model.

@@ -1,0 +1,3 @@
+//! HTTP: one exchange from head to record.
+
+pub mod router;

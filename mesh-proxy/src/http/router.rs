@@ -1,0 +1,5 @@
+//! Compiled route tables.
+
+/// A compiled route configuration.
+#[derive(Debug)]
+pub struct RouteTable {}

@@ -1,0 +1,7 @@
+//! Clusters, endpoints, balancing and connections to them.
+
+pub mod pool;
+
+/// A compiled cluster.
+#[derive(Debug)]
+pub struct Cluster {}

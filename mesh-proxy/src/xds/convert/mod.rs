@@ -1,0 +1,1 @@
+//! Envoy protos into the plain model, one error per resource.

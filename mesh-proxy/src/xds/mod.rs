@@ -1,0 +1,4 @@
+//! Envoy's xDS: the ADS client, its state machines and the conversion of protos into the plain model. The only folder
+//! (with `bootstrap.rs`) that names Envoy's protos. Knows no hyper.
+
+pub mod convert;
