@@ -47,6 +47,9 @@ pub struct Cluster {
     pub respect_dns_ttl: bool,
     /// Which address families DNS is asked for.
     pub dns_family: DnsFamily,
+    /// How long EDS may take before the cluster counts as warm without endpoints (`initial_fetch_timeout`);
+    /// 15 s by default, zero: for ever.
+    pub eds_fetch_timeout: Duration,
     /// Do not wait for the first endpoints before the cluster counts as warm (`wait_for_warm_on_init: false`).
     pub skip_warming: bool,
     /// Close connections to endpoints that fail health checks.
@@ -80,6 +83,7 @@ impl Cluster {
             dns_refresh: Duration::from_secs(5),
             respect_dns_ttl: false,
             dns_family: DnsFamily::Auto,
+            eds_fetch_timeout: Duration::from_secs(15),
             skip_warming: false,
             close_on_health_failure: false,
             origin: Origin::default(),

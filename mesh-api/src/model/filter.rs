@@ -46,6 +46,9 @@ pub struct HttpManager {
     pub codec: Codec,
     /// Where routes come from.
     pub routes: RouteSource,
+    /// How long RDS may take before the listener serves without routes (`initial_fetch_timeout`);
+    /// 15 s by default, zero: for ever.
+    pub rds_fetch_timeout: Duration,
     /// Filters in request order, the last one the router.
     pub filters: Vec<HttpFilter>,
     /// Upgrades allowed.
@@ -121,6 +124,7 @@ impl HttpManager {
             stat_prefix: stat_prefix.into(),
             codec: Codec::Auto,
             routes,
+            rds_fetch_timeout: Duration::from_secs(15),
             filters,
             upgrades: vec![],
             access_log: vec![],
