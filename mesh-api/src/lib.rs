@@ -9,6 +9,8 @@ pub mod ca;
 pub mod crd;
 pub mod identity;
 pub mod labels;
+#[cfg(feature = "crd")]
+pub mod meshconfig;
 pub mod model;
 pub mod names;
 pub mod node;
