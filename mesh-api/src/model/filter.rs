@@ -328,8 +328,8 @@ pub enum HttpFilterKind {
     HeaderMutation { request: HeaderMutation, response: HeaderMutation },
     /// Answers health checks.
     HealthCheck { pass_through: bool, headers: Vec<HeaderMatcher> },
-    /// Cookie or header pinned sessions.
-    StatefulSession(HashSource),
+    /// Cookie or header pinned sessions; `None`: only routes that configure one have it.
+    StatefulSession(Option<HashSource>),
     /// Istio's ALPN override towards upstreams (`istio.alpn`); does natively what it means.
     IstioAlpn,
     /// Istio's statistics.

@@ -82,15 +82,24 @@ pub enum TrafficDirection {
     Outbound,
 }
 
+/// Ranges of original destination ports, both ends included; sorted, disjoint, not adjacent.
+pub type PortRanges = Vec<(u16, u16)>;
+
 /// What looks at the first bytes of a connection.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum ListenerFilter {
     /// Restores the destination that redirection changed.
     OriginalDst,
     /// Reads SNI and ALPN from a ClientHello.
-    TlsInspector,
+    TlsInspector {
+        /// Connections to these ports are not looked at (`filter_disabled`).
+        disabled_ports: PortRanges,
+    },
     /// Detects HTTP/1.x and HTTP/2 in cleartext.
-    HttpInspector,
+    HttpInspector {
+        /// Connections to these ports are not looked at (`filter_disabled`): their servers may speak first.
+        disabled_ports: PortRanges,
+    },
     /// Reads a PROXY protocol v1 or v2 header.
     ProxyProtocol {
         /// Connections without the header are let through.

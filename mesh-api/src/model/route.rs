@@ -46,6 +46,8 @@ pub struct VirtualHost {
     pub retry: Option<RetryPolicy>,
     /// Tell the upstream which attempt this is (`x-envoy-attempt-count`).
     pub include_request_attempt_count: bool,
+    /// Tell the client how many attempts there were.
+    pub include_attempt_count_in_response: bool,
     /// Everything in `metadata.filter_metadata`.
     pub metadata: Metadata,
     /// Cause.

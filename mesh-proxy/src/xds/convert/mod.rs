@@ -1,1 +1,78 @@
-//! Envoy protos into the plain model, one error per resource.
+//! Envoy's resources into the plain model: one function a resource type, one error a resource.
+//!
+//! Owns what of Envoy's API is understood. Everything that is not understood is refused with the path of the field,
+//! unless it stands in a table of fields without effect. Knows neither sockets nor the tables that the model is compiled into.
+//! Never panics, whatever the bytes.
+
+use std::fmt;
+
+use mesh_api::model;
+
+/// Why a resource is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct ResourceError {
+    /// Name of the resource.
+    pub resource: String,
+    /// Field, as in JSON (`filter_chains[0].filters[1].typed_config.http_filters[2]`); empty: the whole.
+    pub path: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+impl fmt::Display for ResourceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.resource)?;
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// Result of a conversion.
+pub type Result<T, E = ResourceError> = std::result::Result<T, E>;
+
+fn pending<T>(name: &str, bytes: &[u8]) -> Result<T> {
+    let message = format!("{} bytes are not understood", bytes.len());
+    Err(ResourceError { resource: name.to_owned(), path: String::new(), message })
+}
+
+/// Bytes of an `envoy.config.listener.v3.Listener`.
+///
+/// # Errors
+/// When the bytes cannot be decoded, a value is invalid or something is asked for that does not exist here.
+pub fn listener(name: &str, bytes: &[u8]) -> Result<model::Listener> {
+    pending(name, bytes)
+}
+
+/// Bytes of an `envoy.config.route.v3.RouteConfiguration`.
+///
+/// # Errors
+/// As [`listener`].
+pub fn route(name: &str, bytes: &[u8]) -> Result<model::RouteConfig> {
+    pending(name, bytes)
+}
+
+/// Bytes of an `envoy.config.cluster.v3.Cluster`.
+///
+/// # Errors
+/// As [`listener`].
+pub fn cluster(name: &str, bytes: &[u8]) -> Result<model::Cluster> {
+    pending(name, bytes)
+}
+
+/// Bytes of an `envoy.config.endpoint.v3.ClusterLoadAssignment`.
+///
+/// # Errors
+/// As [`listener`].
+pub fn endpoints(name: &str, bytes: &[u8]) -> Result<model::EndpointSet> {
+    pending(name, bytes)
+}
+
+/// Bytes of an `envoy.extensions.transport_sockets.tls.v3.Secret`.
+///
+/// # Errors
+/// As [`listener`].
+pub fn secret(name: &str, bytes: &[u8]) -> Result<model::Secret> {
+    pending(name, bytes)
+}
