@@ -1,0 +1,111 @@
+//! HTTP/1 on hyper: the wire side of messages. One of the few files that may name hyper.
+
+use std::{
+    fmt, io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::http::message::{Body, BodyError};
+
+/// A body that is read from a connection, of a client or of an upstream.
+pub struct Incoming(hyper::body::Incoming);
+
+impl From<hyper::body::Incoming> for Body {
+    fn from(body: hyper::body::Incoming) -> Self {
+        if http_body::Body::is_end_stream(&body) { Body::Empty } else { Body::Incoming(Incoming(body)) }
+    }
+}
+
+impl fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Incoming")
+    }
+}
+
+/// What an error of the codec means for the one who reads a body.
+pub fn body_error(e: &hyper::Error) -> BodyError {
+    if e.is_parse() || e.is_parse_too_large() {
+        return BodyError::Protocol;
+    }
+    let mut source = std::error::Error::source(e);
+    while let Some(cause) = source {
+        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
+            return if h2.is_reset() || h2.is_go_away() {
+                match h2.reason() {
+                    Some(h2::Reason::PROTOCOL_ERROR | h2::Reason::FRAME_SIZE_ERROR) => BodyError::Protocol,
+                    _ => BodyError::Reset,
+                }
+            } else {
+                BodyError::Disconnected
+            };
+        }
+        source = cause.source();
+    }
+    BodyError::Disconnected
+}
+
+impl http_body::Body for Incoming {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.get_mut().0).poll_frame(cx).map_err(|e| body_error(&e))
+    }
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+/// One end of a tunnel that begins as soon as the head of the answer is written (downstream) or was read (upstream).
+pub struct PendingTunnel(hyper::upgrade::OnUpgrade);
+
+impl PendingTunnel {
+    /// From the codec's handle.
+    pub fn new(on: hyper::upgrade::OnUpgrade) -> Self {
+        Self(on)
+    }
+    /// Waits for the tunnel to begin.
+    ///
+    /// # Errors
+    /// When the connection ends before.
+    pub async fn open(self) -> Result<Tunnel, BodyError> {
+        self.0.await.map(|io| Tunnel(TokioIo::new(io))).map_err(|e| body_error(&e))
+    }
+}
+
+impl fmt::Debug for PendingTunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PendingTunnel")
+    }
+}
+
+/// Bytes of an upgraded connection or a CONNECT stream.
+#[derive(Debug)]
+pub struct Tunnel(TokioIo<hyper::upgrade::Upgraded>);
+
+impl AsyncRead for Tunnel {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_write(cx, buf)
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_flush(cx)
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
+    }
+}
