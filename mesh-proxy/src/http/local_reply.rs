@@ -409,7 +409,11 @@ impl Reason {
             Reason::NoHealthyUpstream => "no_healthy_upstream",
             Reason::DropOverload => "drop_overload",
             Reason::UpstreamReset { reset, transport, .. } => {
-                return Cow::Owned(reset_details("upstream_reset_before_response_started", *reset, transport.as_deref()));
+                return Cow::Owned(reset_details(
+                    "upstream_reset_before_response_started",
+                    *reset,
+                    transport.as_deref(),
+                ));
             }
             Reason::UpstreamResetLate { reset } => {
                 return Cow::Owned(reset_details("upstream_reset_after_response_started", *reset, None));
@@ -486,7 +490,9 @@ impl Reason {
         match self {
             Reason::RouteNotFound => "no virtual host or route matches this host and path",
             Reason::RouteConfigMissing => "the listener's route configuration has not been received",
-            Reason::ClusterNotFound { .. } => "the route names a cluster that does not exist: unknown host, port or subset",
+            Reason::ClusterNotFound { .. } => {
+                "the route names a cluster that does not exist: unknown host, port or subset"
+            }
             Reason::NoHealthyUpstream => "the cluster has no endpoint that may take requests",
             Reason::UpstreamReset { reset: Reset::Overflow, .. } => "a circuit breaker of the cluster is open",
             Reason::UpstreamReset { reset: Reset::RemoteConnectionFailure, .. } => {
