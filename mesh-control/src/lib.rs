@@ -1,7 +1,13 @@
-//! The control plane: from the operator's objects to what each proxy is told.
+//! The control plane: reads what an operator declares, works out what each proxy must do, serves it over Envoy's xDS
+//! and issues workload certificates.
 //!
-//! `source` reads objects, `index` keeps them, `translate` works out what a proxy must do, `xds` tells it.
+//! The way of a change: `source` (files) -> typed objects -> `index` (change set) -> debounce -> `translate` (index and
+//! view of a proxy -> plain model) -> `xds` (encoded once, sent to those it concerns). `app` alone sees all.
 
+pub mod ca;
+pub mod index;
 pub mod source;
+pub mod translate;
 pub mod validate;
+pub mod view;
 pub mod xds;
