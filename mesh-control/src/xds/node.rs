@@ -143,11 +143,9 @@ fn user_agent_version(node: &core::Node) -> String {
     use core::node::UserAgentVersionType as V;
     match &node.user_agent_version_type {
         Some(V::UserAgentVersion(v)) => v.clone(),
-        Some(V::UserAgentBuildVersion(b)) => b
-            .version
-            .as_ref()
-            .map(|v| format!("{}.{}.{}", v.major_number, v.minor_number, v.patch))
-            .unwrap_or_default(),
+        Some(V::UserAgentBuildVersion(b)) => {
+            b.version.as_ref().map(|v| format!("{}.{}.{}", v.major_number, v.minor_number, v.patch)).unwrap_or_default()
+        }
         None => String::new(),
     }
 }
