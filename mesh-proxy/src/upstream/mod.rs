@@ -1,11 +1,23 @@
 //! Clusters, endpoints, balancing and connections to them.
+//!
+//! `cluster` holds what all workers share (endpoints, health, limits, counters) and chooses endpoints with `balance`;
+//! `pool` holds what one worker owns (connections) and speaks HTTP over them; `connect` makes connections. `discovery`,
+//! `dns`, `health` and `outlier` change a cluster from the control thread. Knows no xDS and no downstream; hyper and h2
+//! are named in `pool/h1.rs` and `pool/h2.rs` only.
 
+pub mod balance;
+pub mod circuit;
+pub mod cluster;
+pub mod connect;
+pub mod endpoint;
+pub mod error;
+pub mod outlier;
 pub mod pool;
+pub mod stats;
 
-/// A compiled cluster.
-#[derive(Debug)]
-pub struct Cluster {}
-
-/// One place to send requests to.
-#[derive(Debug)]
-pub struct Endpoint {}
+pub use balance::{LbContext, Random};
+pub use circuit::Priority;
+pub use cluster::Cluster;
+pub use endpoint::Endpoint;
+pub use error::{ErrorKind, PickError, UpstreamError};
+pub use outlier::Outcome;

@@ -1,0 +1,136 @@
+//! Counters and gauges of clusters and endpoints: plain relaxed atomics, written by workers, read by admin and metrics.
+//! Knows no metric names but Envoy's field names.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// One more.
+    pub fn inc(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+    /// `n` more.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+    /// Value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A number of things alive. Never below zero: every `inc` has one `dec`.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// One more.
+    pub fn inc(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+    /// One less.
+    pub fn dec(&self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+    /// Becomes `n`.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+    /// Value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+    /// One more unless that would exceed `limit`.
+    pub fn try_inc(&self, limit: u64) -> bool {
+        if limit >= u64::from(u32::MAX) {
+            self.inc();
+            return true;
+        }
+        self.0.fetch_update(Relaxed, Relaxed, |n| (n < limit).then_some(n + 1)).is_ok()
+    }
+}
+
+macro_rules! stats {
+    ($(#[$doc:meta])* $name:ident { counters { $($c:ident),* $(,)? } gauges { $($g:ident),* $(,)? } }) => {
+        $(#[$doc])*
+        #[derive(Debug, Default)]
+        pub struct $name {
+            $(#[doc = concat!("`", stringify!($c), "`")] pub $c: Counter,)*
+            $(#[doc = concat!("`", stringify!($g), "`")] pub $g: Gauge,)*
+        }
+
+        impl $name {
+            /// Every counter by Envoy's name.
+            pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+                [$((stringify!($c), self.$c.get())),*].into_iter()
+            }
+            /// Every gauge by Envoy's name.
+            pub fn gauges(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+                [$((stringify!($g), self.$g.get())),*].into_iter()
+            }
+        }
+    };
+}
+
+stats! {
+    /// What Envoy publishes as `cluster.NAME.*`.
+    ClusterStats {
+        counters {
+            upstream_cx_total, upstream_cx_http1_total, upstream_cx_http2_total, upstream_cx_connect_fail,
+            upstream_cx_connect_timeout, upstream_cx_connect_attempts_exceeded, upstream_cx_overflow,
+            upstream_cx_pool_overflow, upstream_cx_destroy, upstream_cx_destroy_local, upstream_cx_destroy_remote,
+            upstream_cx_destroy_with_active_rq, upstream_cx_close_notify, upstream_cx_max_requests,
+            upstream_cx_max_duration_reached, upstream_cx_idle_timeout, upstream_cx_none_healthy,
+            upstream_cx_protocol_error, upstream_cx_rx_bytes_total, upstream_cx_tx_bytes_total,
+            upstream_rq_total, upstream_rq_pending_total, upstream_rq_pending_overflow,
+            upstream_rq_pending_failure_eject, upstream_rq_cancelled, upstream_rq_timeout,
+            upstream_rq_per_try_timeout, upstream_rq_rx_reset, upstream_rq_tx_reset, upstream_rq_retry,
+            upstream_rq_retry_success, upstream_rq_retry_overflow, upstream_rq_retry_limit_exceeded,
+            upstream_rq_completed, upstream_rq_maintenance_mode, upstream_rq_dropped,
+            ssl_handshake, ssl_connection_error, ssl_fail_verify,
+            membership_change, update_attempt, update_success, update_failure, update_empty,
+            lb_healthy_panic, lb_local_cluster_not_ok, lb_zone_routing_sampled, lb_zone_routing_all_directly,
+            lb_zone_routing_cross_zone, lb_recalculate_zone_structures, lb_subsets_selected,
+            original_dst_host_invalid,
+            outlier_ejections_enforced_total, outlier_ejections_detected_consecutive_5xx,
+            outlier_ejections_enforced_consecutive_5xx, outlier_ejections_detected_consecutive_gateway_failure,
+            outlier_ejections_enforced_consecutive_gateway_failure,
+            outlier_ejections_detected_consecutive_local_origin_failure,
+            outlier_ejections_enforced_consecutive_local_origin_failure, outlier_ejections_detected_success_rate,
+            outlier_ejections_enforced_success_rate, outlier_ejections_detected_failure_percentage,
+            outlier_ejections_enforced_failure_percentage, outlier_ejections_overflow,
+            health_check_attempt, health_check_success, health_check_failure, health_check_network_failure,
+        }
+        gauges {
+            upstream_cx_active, upstream_rq_active, upstream_rq_pending_active,
+            membership_total, membership_healthy, membership_degraded, membership_excluded,
+            max_host_weight, outlier_ejections_active,
+        }
+    }
+}
+
+stats! {
+    /// What Envoy prints for a host in `/clusters`.
+    EndpointStats {
+        counters { cx_total, cx_connect_fail, rq_total, rq_success, rq_error, rq_timeout }
+        gauges { cx_active, rq_active }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_hold_and_max_means_none() {
+        let g = Gauge::default();
+        assert!(g.try_inc(1));
+        assert!(!g.try_inc(1));
+        assert!(g.try_inc(u64::from(u32::MAX)));
+        g.dec();
+        assert_eq!(g.get(), 1);
+    }
+}
