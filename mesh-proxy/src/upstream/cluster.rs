@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use mesh_api::model;
 
-use super::{Endpoint, LbContext, Outcome, PickError, Priority, Random, circuit::{Circuit, RetryPermit}, stats::ClusterStats};
+use super::{
+    Endpoint, LbContext, Outcome, PickError, Priority, Random,
+    circuit::{Circuit, RetryPermit},
+    stats::ClusterStats,
+};
 use crate::tls::ClusterTls;
 
 /// A compiled cluster, shared by all workers.

@@ -186,8 +186,7 @@ impl EndpointState {
     /// Sets or clears a flag; whether that was a change.
     pub fn put(&self, flag: Flag, on: bool) -> bool {
         let bit = flag as u32;
-        let before =
-            if on { self.flags.fetch_or(bit, Relaxed) } else { self.flags.fetch_and(!bit, Relaxed) };
+        let before = if on { self.flags.fetch_or(bit, Relaxed) } else { self.flags.fetch_and(!bit, Relaxed) };
         let changed = (before & bit != 0) != on;
         if changed && !on && matches!(flag, Flag::FailedActive | Flag::FailedOutlier) {
             // Envoy starts the warm-up anew when an endpoint comes back.
@@ -240,13 +239,7 @@ pub(super) mod tests {
     pub(in crate::upstream) fn endpoint(port: u16, weight: u32) -> Arc<Endpoint> {
         let mut config = model::Endpoint::at(Address::Socket(([127, 0, 0, 1], port).into()));
         config.weight = weight;
-        Arc::new(Endpoint {
-            config,
-            locality: Arc::default(),
-            priority: 0,
-            tls: None,
-            state: EndpointState::new(),
-        })
+        Arc::new(Endpoint { config, locality: Arc::default(), priority: 0, tls: None, state: EndpointState::new() })
     }
 
     #[tokio::test(start_paused = true)]
