@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use super::{Name, SanMatcher};
 
 /// A named secret (`envoy.extensions.transport_sockets.tls.v3.Secret`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Secret {
     /// Name asked for.
     pub name: Name,
@@ -16,7 +16,7 @@ pub struct Secret {
 }
 
 /// Content of a [`Secret`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub enum SecretKind {
     /// Certificate chain and private key.
     Certificate(TlsCertificate),
