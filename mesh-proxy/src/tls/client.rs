@@ -108,11 +108,7 @@ impl ClientTls {
     ///
     /// # Errors
     /// When a secret is missing, a name cannot be sent or the handshake fails.
-    pub async fn connect<S>(
-        &self,
-        io: S,
-        options: ConnectOptions<'_>,
-    ) -> Result<(ClientStream<S>, PeerInfo), TlsError>
+    pub async fn connect<S>(&self, io: S, options: ConnectOptions<'_>) -> Result<(ClientStream<S>, PeerInfo), TlsError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {

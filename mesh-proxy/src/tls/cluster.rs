@@ -38,11 +38,7 @@ impl ClusterTls {
     ///
     /// # Errors
     /// When one of them cannot be used.
-    pub fn of(
-        default: Option<&UpstreamTls>,
-        matches: &[TlsMatch],
-        store: &Arc<SecretStore>,
-    ) -> Result<Self, TlsError> {
+    pub fn of(default: Option<&UpstreamTls>, matches: &[TlsMatch], store: &Arc<SecretStore>) -> Result<Self, TlsError> {
         let client = |tls: Option<&UpstreamTls>| tls.map(|t| ClientTls::new(t, store)).transpose();
         let matches = matches
             .iter()

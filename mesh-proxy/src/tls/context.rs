@@ -185,7 +185,5 @@ pub(crate) fn peer_info(
 /// Checks a presented chain against trust as it is now.
 pub(crate) fn recheck(trust: &Trust, chain: &[CertificateDer<'_>], peer: Peer) -> Result<(), TlsError> {
     let Some((leaf, intermediates)) = chain.split_first() else { return Ok(()) };
-    trust
-        .check(leaf, intermediates, peer, UnixTime::now(), None)
-        .map_err(|e| TlsError::Verify(describe(&e)))
+    trust.check(leaf, intermediates, peer, UnixTime::now(), None).map_err(|e| TlsError::Verify(describe(&e)))
 }

@@ -21,7 +21,12 @@ enum Seen {
     /// Must be read again.
     Outdated,
     Missing,
-    File { modified: Option<SystemTime>, changed: (i64, i64), len: u64, inode: u64 },
+    File {
+        modified: Option<SystemTime>,
+        changed: (i64, i64),
+        len: u64,
+        inode: u64,
+    },
 }
 
 impl Fingerprint {

@@ -130,8 +130,8 @@ fn certificate(cert: &TlsCertificate) -> Result<CertificateMaterial, TlsError> {
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| TlsError::Config(format!("certificate_chain: {e}")))?;
     let facts = chain.first().cloned().ok_or_else(|| TlsError::config("certificate_chain: no certificate in it"))?;
-    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
-        .map_err(|e| TlsError::Config(format!("private_key: {e}")))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|e| TlsError::Config(format!("private_key: {e}")))?;
     let key = provider::default_provider()
         .key_provider
         .load_private_key(key)

@@ -80,7 +80,9 @@ pub(crate) fn for_context(
     if !tls.cipher_suites.is_empty() {
         let chosen = suites(tls.cipher_suites.iter().map(|s| &**s))?;
         if chosen.is_empty() && versions.iter().all(|v| v.version == ProtocolVersion::TLSv1_2) {
-            return Err(TlsError::config("none of cipher_suites is supported: only ECDHE suites with AEAD ciphers are"));
+            return Err(TlsError::config(
+                "none of cipher_suites is supported: only ECDHE suites with AEAD ciphers are",
+            ));
         }
         provider.cipher_suites = SUITES_13.iter().copied().chain(chosen).collect();
     }

@@ -73,8 +73,7 @@ pub(crate) fn spiffe_trust_domain(uri: &str) -> Option<&str> {
     let domain_ok = (1..=255).contains(&domain.len())
         && domain.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'));
     let segment_ok = |s: &str| {
-        !matches!(s, "" | "." | "..")
-            && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+        !matches!(s, "" | "." | "..") && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
     };
     (domain_ok && path.split('/').all(segment_ok)).then_some(domain)
 }
@@ -269,9 +268,15 @@ mod tests {
         assert_eq!(spiffe_trust_domain("spiffe://td.test/ns/a/sa/b"), Some("td.test"));
         assert_eq!(spiffe_trust_domain("spiffe://td.test/workload"), Some("td.test"));
         let long = format!("spiffe://td/{}", "a".repeat(3000));
-        for bad in
-            ["spiffe://td", "spiffe://td/", "spiffe://TD/a", "spiffe://td/a/../b", "spiffe://td/a b", "https://td/a", &long]
-        {
+        for bad in [
+            "spiffe://td",
+            "spiffe://td/",
+            "spiffe://TD/a",
+            "spiffe://td/a/../b",
+            "spiffe://td/a b",
+            "https://td/a",
+            &long,
+        ] {
             assert_eq!(spiffe_trust_domain(bad), None, "{bad}");
         }
     }

@@ -128,8 +128,7 @@ impl ServerTls {
             .map_err(|e| TlsError::Config(e.to_string()))?;
         let resolver = Arc::new(Resolver { certificates: secrets.certificates.clone() });
         let builder = if asks {
-            let verifier =
-                Verifier::of_clients(trust.cloned(), self.cfg.require_client_certificate, &provider);
+            let verifier = Verifier::of_clients(trust.cloned(), self.cfg.require_client_certificate, &provider);
             builder.with_client_cert_verifier(verifier)
         } else {
             builder.with_no_client_auth()
@@ -179,11 +178,8 @@ fn select<'a>(
     }
     let usable = |c: &&Arc<CertificateMaterial>| schemes.is_none_or(|s| c.key.key.choose_scheme(s).is_some());
     if let Some(sni) = sni {
-        let exact =
-            |c: &&Arc<CertificateMaterial>| c.facts.dns_sans.iter().any(|n| n.eq_ignore_ascii_case(sni));
-        let covered = |c: &&Arc<CertificateMaterial>| {
-            c.facts.dns_sans.iter().any(|n| san::dns_name_matches(sni, n))
-        };
+        let exact = |c: &&Arc<CertificateMaterial>| c.facts.dns_sans.iter().any(|n| n.eq_ignore_ascii_case(sni));
+        let covered = |c: &&Arc<CertificateMaterial>| c.facts.dns_sans.iter().any(|n| san::dns_name_matches(sni, n));
         let found = certificates.iter().filter(exact).find(usable);
         if let Some(found) = found.or_else(|| certificates.iter().filter(covered).find(usable)) {
             return Some(found);

@@ -49,12 +49,7 @@ pub struct Slot {
 
 impl Slot {
     fn new(name: Name) -> Arc<Self> {
-        Arc::new(Self {
-            name,
-            state: ArcSwap::default(),
-            generation: AtomicU64::new(0),
-            origin: Mutex::new(None),
-        })
+        Arc::new(Self { name, state: ArcSwap::default(), generation: AtomicU64::new(0), origin: Mutex::new(None) })
     }
 
     /// Name of the secret.
@@ -290,9 +285,8 @@ impl SecretStore {
 
     fn swap(&self, slot: &Slot, material: Option<Material>, error: Option<String>) {
         let generation = self.next_generation();
-        let updated = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
+        let updated =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         slot.state.store(Arc::new(SecretState { material, generation, error, updated }));
         slot.generation.store(generation, Ordering::Release);
         self.touch();

@@ -26,7 +26,11 @@ macro_rules! stream {
         }
 
         impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for $name<S> {
-            fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            fn poll_read(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
                 Pin::new(&mut self.0).poll_read(cx, buf)
             }
         }

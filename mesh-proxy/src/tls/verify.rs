@@ -13,7 +13,9 @@ use rustls::{
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy};
+use webpki::{
+    EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
+};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
@@ -112,7 +114,9 @@ impl Trust {
             for hash in &context.spki_hashes {
                 trust.spki.push(decode_spki(hash)?);
             }
-            trust.hashes.extend(context.certificate_hashes.iter().map(|h| h.to_ascii_lowercase().replace(':', "").into()));
+            trust
+                .hashes
+                .extend(context.certificate_hashes.iter().map(|h| h.to_ascii_lowercase().replace(':', "").into()));
         }
         let has_domains = parts.iter().any(|p| !p.domains.is_empty());
         trust.spiffe = has_domains || (!trust.sans.is_empty() && trust.sans.iter().all(SanCheck::is_spiffe));
@@ -163,7 +167,10 @@ impl Trust {
         };
         let names = Names::of(&parsed).map_err(refuse)?;
         if self.spiffe && names.spiffe_id().is_none() {
-            return Err(refuse(format!("not exactly one SPIFFE id in the certificate (URI names: {})", names.uri.len())));
+            return Err(refuse(format!(
+                "not exactly one SPIFFE id in the certificate (URI names: {})",
+                names.uri.len()
+            )));
         }
         self.check_chain(leaf, intermediates, &parsed, &names, peer, now)?;
         if let Some(wanted) = name
