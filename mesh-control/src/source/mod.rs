@@ -2,4 +2,6 @@
 //! what they mean is for `index` and `translate`.
 
 pub mod core;
+pub mod manifest;
 pub mod object;
+mod position;

@@ -1,0 +1,144 @@
+//! Turns the path of a field into its line and column, by reading the document once more with positions.
+
+use std::cell::OnceCell;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::Spanned;
+
+/// Finds fields in one document of a file.
+#[derive(Debug)]
+pub struct Locator<'a> {
+    text: &'a str,
+    lines_before: u32,
+    tree: OnceCell<Option<Spanned<Node>>>,
+}
+
+/// A YAML node with the positions of its children.
+#[derive(Debug)]
+enum Node {
+    Map(Vec<(Spanned<String>, Spanned<Node>)>),
+    Seq(Vec<Spanned<Node>>),
+    Scalar,
+}
+
+impl<'a> Locator<'a> {
+    /// For a document that starts after `lines_before` lines of its file.
+    pub fn new(text: &'a str, lines_before: u32) -> Self {
+        Self { text, lines_before, tree: OnceCell::new() }
+    }
+
+    /// Line and column of a field such as `spec.http[0].route`; of the deepest part of it that is there.
+    pub fn find(&self, path: &str) -> Option<(u32, u32)> {
+        let root = self.tree.get_or_init(|| serde_saphyr::from_str(self.text).ok()).as_ref()?;
+        let mut node = root;
+        let mut place = (root.referenced.line(), root.referenced.column());
+        for step in steps(path) {
+            match (&node.value, step) {
+                (Node::Map(members), Step::Key(key)) => {
+                    // Keys may hold dots (labels, header names): take the longest member that fits.
+                    let Some((name, child)) = members.iter().find(|(name, _)| name.value == key) else { break };
+                    place = (name.referenced.line(), name.referenced.column());
+                    node = child;
+                }
+                (Node::Seq(items), Step::Index(index)) => {
+                    let Some(child) = items.get(index) else { break };
+                    place = (child.referenced.line(), child.referenced.column());
+                    node = child;
+                }
+                _ => break,
+            }
+        }
+        let clamp = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        Some((self.lines_before + clamp(place.0), clamp(place.1)))
+    }
+
+    /// First line of what is at `path`, in the file.
+    pub fn line(&self, path: &str) -> Option<u32> {
+        if path.is_empty() {
+            let blank = |l: &&str| l.trim().is_empty() || l.trim_start().starts_with('#');
+            let skipped = self.text.lines().take_while(blank).count();
+            return u32::try_from(skipped + 1).ok().map(|l| l + self.lines_before);
+        }
+        self.find(path).map(|(line, _)| line)
+    }
+}
+
+enum Step<'p> {
+    Key(&'p str),
+    Index(usize),
+}
+
+fn steps(path: &str) -> impl Iterator<Item = Step<'_>> {
+    path.split('.').flat_map(|part| {
+        let (key, indexes) = part.split_once('[').map_or((part, ""), |(k, i)| (k, i));
+        let key = (!key.is_empty()).then_some(Step::Key(key));
+        let indexes = indexes.split('[').filter_map(|i| i.trim_end_matches(']').parse().ok()).map(Step::Index);
+        key.into_iter().chain(indexes)
+    })
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct NodeVisitor;
+        impl<'de> Visitor<'de> for NodeVisitor {
+            type Value = Node;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("any YAML node")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Node::Map(members))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    items.push(item);
+                }
+                Ok(Node::Seq(items))
+            }
+            fn visit_bool<E: de::Error>(self, _: bool) -> Result<Node, E> {
+                Ok(Node::Scalar)
+            }
+            fn visit_i64<E: de::Error>(self, _: i64) -> Result<Node, E> {
+                Ok(Node::Scalar)
+            }
+            fn visit_u64<E: de::Error>(self, _: u64) -> Result<Node, E> {
+                Ok(Node::Scalar)
+            }
+            fn visit_f64<E: de::Error>(self, _: f64) -> Result<Node, E> {
+                Ok(Node::Scalar)
+            }
+            fn visit_str<E: de::Error>(self, _: &str) -> Result<Node, E> {
+                Ok(Node::Scalar)
+            }
+            fn visit_unit<E: de::Error>(self) -> Result<Node, E> {
+                Ok(Node::Scalar)
+            }
+            fn visit_none<E: de::Error>(self) -> Result<Node, E> {
+                Ok(Node::Scalar)
+            }
+            fn visit_some<D: Deserializer<'de>>(self, d: D) -> Result<Node, D::Error> {
+                Node::deserialize(d)
+            }
+        }
+        d.deserialize_any(NodeVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_fields_and_the_nearest_parent() {
+        let text = "kind: A\nspec:\n  http:\n  - name: x\n    route:\n    - weight: 1\n";
+        let locator = Locator::new(text, 10);
+        assert_eq!(locator.find("spec.http[0].route[0].weight"), Some((16, 7)));
+        assert_eq!(locator.find("spec.http[0].timeout").map(|p| p.0), Some(14));
+        assert_eq!(locator.find("kind"), Some((11, 1)));
+        assert_eq!(Locator::new("\n# c\nkind: A\n", 0).line(""), Some(3));
+    }
+}
