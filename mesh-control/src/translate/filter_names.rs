@@ -1,0 +1,20 @@
+//! Instance names of filters, as Istio and Envoy write them: keys of overrides by route, and what tools look for.
+
+/// Router.
+pub const ROUTER: &str = "envoy.filters.http.router";
+/// Fault injection.
+pub const FAULT: &str = "envoy.filters.http.fault";
+/// Cross-origin resource sharing.
+pub const CORS: &str = "envoy.filters.http.cors";
+/// Authorization of requests.
+pub const HTTP_RBAC: &str = "envoy.filters.http.rbac";
+/// Counts gRPC messages.
+pub const GRPC_STATS: &str = "envoy.filters.http.grpc_stats";
+/// Translates gRPC-Web.
+pub const GRPC_WEB: &str = "envoy.filters.http.grpc_web";
+/// Istio's ALPN override.
+pub const ALPN: &str = "istio.alpn";
+/// Istio's statistics.
+pub const STATS: &str = "istio.stats";
+/// Istio's peer metadata over HTTP.
+pub const PEER_METADATA: &str = "envoy.filters.http.peer_metadata";
