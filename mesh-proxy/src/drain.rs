@@ -55,6 +55,10 @@ impl Trigger {
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
+    /// Whether both move the same phase.
+    pub fn same(&self, other: &Trigger) -> bool {
+        Arc::ptr_eq(&self.phase, &other.phase)
+    }
     /// Watches that are alive.
     pub fn users(&self) -> usize {
         self.phase.receiver_count()

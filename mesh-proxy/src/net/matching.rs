@@ -83,9 +83,8 @@ fn by_length<K: std::hash::Hash + Eq, V: Default>(levels: &mut Vec<(u8, HashMap<
 }
 
 impl<V: Default> Prefixes<V> {
-    fn entry(&mut self, range: Option<&CidrRange>) -> &mut V {
+    fn entry(&mut self, range: Option<CidrRange>) -> &mut V {
         match range {
-            // A prefix of length 0 covers everything of its family only; Envoy has no entry for both at once but "".
             None => self.any.get_or_insert_default(),
             Some(r) => match r.address.to_canonical() {
                 IpAddr::V4(ip) => {
@@ -116,6 +115,18 @@ fn or_any<T>(list: &[T]) -> Vec<Option<&T>> {
     if list.is_empty() { vec![None] } else { list.iter().map(Some).collect() }
 }
 
+/// Prefixes to enter. To Envoy "no prefix" and `0.0.0.0/0` with `::/0` are the same entry; so where a listener has such
+/// a range, "no prefix" is entered as both (`split`), otherwise as one entry for either family.
+fn ranges(list: &[CidrRange], split: bool) -> Vec<Option<CidrRange>> {
+    match (list, split) {
+        ([], false) => vec![None],
+        ([], true) => [IpAddr::from([0u8; 4]), IpAddr::from([0u8; 16])]
+            .map(|address| Some(CidrRange { address, prefix_len: 0 }))
+            .to_vec(),
+        (list, _) => list.iter().copied().map(Some).collect(),
+    }
+}
+
 impl ChainTable {
     /// Tables for these matches.
     ///
@@ -124,6 +135,11 @@ impl ChainTable {
     pub fn build<'a>(matches: impl IntoIterator<Item = (&'a Name, &'a FilterChainMatch)>) -> Result<Self, String> {
         let mut table = Self::default();
         let empty = Name::from("");
+        let matches: Vec<_> = matches.into_iter().collect();
+        let split = matches.iter().any(|(_, m)| {
+            let lists = [&m.prefix_ranges, &m.direct_source_prefix_ranges, &m.source_prefix_ranges];
+            lists.iter().any(|l| l.iter().any(|r| r.prefix_len == 0))
+        });
         for (index, (name, m)) in matches.into_iter().enumerate() {
             let mut server_names = vec![];
             for n in &m.server_names {
@@ -138,13 +154,13 @@ impl ChainTable {
                 server_names.push(empty.clone());
             }
             let names = table.ports.entry(m.destination_port.unwrap_or(0)).or_default();
-            for range in or_any(&m.prefix_ranges) {
+            for range in ranges(&m.prefix_ranges, split) {
                 let names = names.entry(range);
                 for sni in &server_names {
                     let transports = names.entry(sni.clone()).or_default();
                     let protocols = keyed(transports, &m.transport_protocol);
                     for protocol in or_any(&m.application_protocols) {
-                        insert_sources(keyed(protocols, protocol.unwrap_or(&empty)), m, index).map_err(|()| {
+                        insert_sources(keyed(protocols, protocol.unwrap_or(&empty)), m, split, index).map_err(|()| {
                             format!("filter chain {name:?}: another filter chain has the same matching rules")
                         })?;
                     }
@@ -178,8 +194,8 @@ impl ChainTable {
     }
 }
 
-fn insert_sources(direct: &mut Prefixes<SourceTypes>, m: &FilterChainMatch, index: usize) -> Result<(), ()> {
-    for range in or_any(&m.direct_source_prefix_ranges) {
+fn insert_sources(direct: &mut Prefixes<SourceTypes>, m: &FilterChainMatch, split: bool, index: usize) -> Result<(), ()> {
+    for range in ranges(&m.direct_source_prefix_ranges, split) {
         let [any, local, external] = direct.entry(range);
         let sources = match m.source_type {
             SourceType::Any => any,
@@ -187,7 +203,7 @@ fn insert_sources(direct: &mut Prefixes<SourceTypes>, m: &FilterChainMatch, inde
             SourceType::External => external,
         }
         .get_or_insert_default();
-        for range in or_any(&m.source_prefix_ranges) {
+        for range in ranges(&m.source_prefix_ranges, split) {
             let ports = sources.entry(range);
             for port in or_any(&m.source_ports) {
                 if ports.insert(port.copied().unwrap_or(0), index).is_some() {
@@ -325,6 +341,17 @@ mod tests {
         assert_eq!(t.find(&i), Some(0));
         let unix = MatchInput { local: None, peer: None, direct_peer: None, sni: "", transport: "raw_buffer", protocols: &[] };
         assert_eq!(t.find(&unix), Some(1));
+    }
+
+    #[test]
+    fn no_prefix_and_zero_prefix_are_one_entry() {
+        let t = table(&[
+            FilterChainMatch { prefix_ranges: vec![cidr("0.0.0.0/0")], server_names: vec!["a".into()], ..m() },
+            m(),
+        ]);
+        assert_eq!(t.find(&input("1.1.1.1:1", "9.9.9.9:1", "a", "tls", &[])), Some(0));
+        assert_eq!(t.find(&input("1.1.1.1:1", "9.9.9.9:1", "b", "tls", &[])), Some(1));
+        assert_eq!(t.find(&input("[::1]:1", "9.9.9.9:1", "a", "tls", &[])), Some(1));
     }
 
     #[test]
