@@ -51,6 +51,10 @@ impl Trigger {
             forward
         });
     }
+    /// Makes every [`Watch::changed`] return, without moving the phase: something else about the work has changed.
+    pub fn nudge(&self) {
+        self.phase.send_modify(|_| {});
+    }
     /// Where we are.
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
@@ -97,6 +101,13 @@ impl Watch {
     /// Resolves when the time is over.
     pub async fn closed(&self) {
         self.reached(Phase::Closed).await;
+    }
+    /// The next phase, or the same one after a [`Trigger::nudge`]. Never returns when the trigger is gone.
+    pub async fn changed(&mut self) -> Phase {
+        if self.phase.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        *self.phase.borrow_and_update()
     }
     async fn reached(&self, phase: Phase) {
         let mut rx = self.phase.clone();

@@ -1,6 +1,11 @@
 //! The immutable configuration that workers read: one [`Snapshot`] behind an `ArcSwap`, loaded once a request.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwap;
 use mesh_api::{model::Name, node::NodeMetadata};
@@ -16,6 +21,8 @@ pub type NameMap<V> = HashMap<Name, V>;
 pub struct Snapshot {
     /// Listeners in force, unbound ones included.
     pub listeners: Arc<NameMap<Arc<net::Listener>>>,
+    /// The same by address, for connections handed over by original destination.
+    pub by_address: Arc<HashMap<SocketAddr, Arc<net::Listener>>>,
     /// Route configurations by RDS name.
     pub routes: Arc<NameMap<Arc<RouteTable>>>,
     /// Warm clusters.
@@ -25,6 +32,13 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The listener for an original destination: its exact address, else all addresses at its port.
+    pub fn listener_at(&self, dst: SocketAddr) -> Option<&Arc<net::Listener>> {
+        self.by_address.get(&dst).or_else(|| {
+            let any: IpAddr = if dst.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            self.by_address.get(&SocketAddr::new(any, dst.port()))
+        })
+    }
     /// A cluster in force.
     pub fn cluster(&self, name: &str) -> Option<&Arc<upstream::Cluster>> {
         self.clusters.get(name)

@@ -94,15 +94,24 @@ impl Inspection {
                 ListenerFilter::ProxyProtocol { allow_requests_without } => {
                     self.proxy_protocol(io, *allow_requests_without).await?;
                 }
-                ListenerFilter::TlsInspector => self.tls(io).await?,
-                ListenerFilter::HttpInspector => {
-                    if self.transport.is_empty() {
+                ListenerFilter::TlsInspector { disabled_ports } => {
+                    if !self.is_for(disabled_ports) {
+                        self.tls(io).await?;
+                    }
+                }
+                ListenerFilter::HttpInspector { disabled_ports } => {
+                    if self.transport.is_empty() && !self.is_for(disabled_ports) {
                         self.http(io).await?;
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether the destination's port lies in one of these ranges.
+    fn is_for(&self, ports: &[(u16, u16)]) -> bool {
+        self.local.is_some_and(|l| ports.iter().any(|(from, to)| (*from..*to).contains(&l.port())))
     }
 
     /// Reads more; `false` at the end of the stream.
@@ -204,8 +213,9 @@ mod tests {
     fn inspection() -> Inspection {
         Inspection::of(Some("127.0.0.1:15006".parse().unwrap()), Some("10.0.0.9:5000".parse().unwrap()))
     }
+    const HTTP: ListenerFilter = ListenerFilter::HttpInspector { disabled_ports: vec![] };
     const ALL: [ListenerFilter; 3] =
-        [ListenerFilter::OriginalDst, ListenerFilter::TlsInspector, ListenerFilter::HttpInspector];
+        [ListenerFilter::OriginalDst, ListenerFilter::TlsInspector { disabled_ports: vec![] }, HTTP];
 
     #[tokio::test]
     async fn a_fragmented_hello_is_understood_and_replayed() {
@@ -226,7 +236,7 @@ mod tests {
         let (mut client, mut server) = tokio::io::duplex(100);
         client.write_all(b"PROXY TCP4 1.2.3.4 5.6.7.8 11 22\r\nGET / HTTP/1.1\r\n\r\n").await.unwrap();
         let mut i = inspection();
-        let filters = [ListenerFilter::ProxyProtocol { allow_requests_without: false }, ListenerFilter::HttpInspector];
+        let filters = [ListenerFilter::ProxyProtocol { allow_requests_without: false }, HTTP];
         i.run(&mut server, &filters, None).await.unwrap();
         assert_eq!((i.peer, i.local), (Some("1.2.3.4:11".parse().unwrap()), Some("5.6.7.8:22".parse().unwrap())));
         assert_eq!(i.direct_peer, Some("10.0.0.9:5000".parse().unwrap()));
@@ -242,7 +252,8 @@ mod tests {
         let (mut client, mut server) = tokio::io::duplex(100);
         client.write_all(b"GE").await.unwrap();
         let mut i = inspection();
-        let run = i.run(&mut server, &ALL, Some("10.0.0.1:80".parse().unwrap()));
+        let filters = ALL;
+        let run = i.run(&mut server, &filters, Some("10.0.0.1:80".parse().unwrap()));
         assert!(tokio::time::timeout(Duration::from_secs(1), run).await.is_err());
         assert_eq!(i.match_input().transport, "raw_buffer");
         assert!(i.restored);

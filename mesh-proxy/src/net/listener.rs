@@ -15,10 +15,16 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use mesh_api::model::{self, Address, ListenerFilter, Name, NetworkFilter};
+use mesh_api::model::{self, Address, ListenerFilter, NetworkFilter};
 
 use super::matching::{ChainTable, MatchInput};
-use crate::{config::ConfigError, drain, http::HttpManager, http::filters::rbac, tcp::TcpProxy, tls::ServerTls};
+use crate::{
+    config::{CompileCtx, ConfigError},
+    drain,
+    http::{filters::rbac, manager::HttpManager},
+    tcp::TcpProxy,
+    tls::ServerTls,
+};
 
 /// A compiled listener.
 #[derive(Debug)]
@@ -58,7 +64,9 @@ pub struct Chain {
     /// TLS termination.
     pub tls: Option<Arc<ServerTls>>,
     /// Filters before the terminal one.
-    pub filters: Vec<NetFilter>,
+    pub filters: Arc<Vec<NetFilter>>,
+    /// What live connections are checked against: the filters of the newest version they were carried on to.
+    pub policy: Arc<ArcSwap<Vec<NetFilter>>>,
     /// Who serves the connection; `None`: it is closed.
     pub terminal: Option<Terminal>,
     /// Fires when this chain goes away.
@@ -66,9 +74,15 @@ pub struct Chain {
 }
 
 /// A compiled network filter.
+#[derive(Debug)]
 pub enum NetFilter {
     /// Lets a connection through or not.
-    Rbac(Arc<rbac::Filter>),
+    Rbac {
+        /// What is enforced; `None`: nothing.
+        enforced: Option<rbac::Engine>,
+        /// What is only counted.
+        shadow: Option<rbac::Engine>,
+    },
     /// The cluster is the SNI.
     SniCluster,
     /// At most so many connections.
@@ -110,35 +124,17 @@ impl Drop for Permit {
 }
 
 /// The last filter of a chain.
+#[derive(Debug)]
 pub enum Terminal {
-    /// Speaks HTTP; the manager is replaced in place.
-    Http(Arc<ArcSwap<HttpManager>>),
+    /// Speaks HTTP.
+    Http {
+        /// The manager of this version of the chain.
+        manager: Arc<HttpManager>,
+        /// What connections use: the manager of the newest version that they were carried on to.
+        live: Arc<ArcSwap<HttpManager>>,
+    },
     /// Forwards bytes.
     Tcp(Arc<TcpProxy>),
-}
-
-/// What builds the parts of chains that other modules own.
-pub trait ChainCompiler {
-    /// TLS contexts.
-    ///
-    /// # Errors
-    /// When it cannot be used.
-    fn tls(&mut self, tls: &model::DownstreamTls) -> Result<Arc<ServerTls>, ConfigError>;
-    /// HTTP managers.
-    ///
-    /// # Errors
-    /// When it cannot be used.
-    fn http(&mut self, chain: &Name, manager: &model::HttpManager) -> Result<Arc<HttpManager>, ConfigError>;
-    /// TCP proxies.
-    ///
-    /// # Errors
-    /// When it cannot be used.
-    fn tcp(&mut self, chain: &Name, proxy: &model::TcpProxy) -> Result<Arc<TcpProxy>, ConfigError>;
-    /// Network RBAC.
-    ///
-    /// # Errors
-    /// When it cannot be used.
-    fn rbac(&mut self, filter: &model::RbacFilter) -> Result<Arc<rbac::Filter>, ConfigError>;
 }
 
 impl Listener {
@@ -149,16 +145,16 @@ impl Listener {
     pub fn compile(
         config: Arc<model::Listener>,
         previous: Option<&Listener>,
-        compiler: &mut dyn ChainCompiler,
+        ctx: &CompileCtx,
     ) -> Result<Self, ConfigError> {
-        let table = ChainTable::build(config.filter_chains.iter().map(|c| (&c.name, &c.matches)))
-            .map_err(ConfigError::new)?;
+        let table =
+            ChainTable::build(config.filter_chains.iter().map(|c| (&c.name, &c.matches))).map_err(ConfigError::new)?;
         let mut chains = Vec::with_capacity(config.filter_chains.len());
         for chain in &config.filter_chains {
-            chains.push(Chain::compile(chain, previous, compiler)?);
+            chains.push(Chain::compile(chain, previous, ctx)?);
         }
         let default = match &config.default_filter_chain {
-            Some(chain) => Some(Chain::compile(chain, previous, compiler)?),
+            Some(chain) => Some(Chain::compile(chain, previous, ctx)?),
             None => None,
         };
         let stats = previous.map(|p| p.stats.clone()).unwrap_or_default();
@@ -195,16 +191,18 @@ impl Listener {
         self.chains().filter(move |c| !next.is_some_and(|n| n.chains().any(|o| c.drain.same(&o.drain))))
     }
 
-    /// Puts changed HTTP managers in front of the connections of chains that were carried on. To be called when this
-    /// listener replaces its predecessor, not before: compiling must not change what is in force.
-    pub fn adopt(&self, previous: &Listener) {
+    /// Puts the HTTP managers and policies of this version in front of the connections of chains that were carried on.
+    /// To be called when this listener comes into force, not before: compiling must not change what is in force.
+    pub fn activate(&self) {
         for chain in self.chains() {
-            let Some(Terminal::Http(new)) = &chain.terminal else { continue };
-            let old = previous.chains().find(|c| c.drain.same(&chain.drain));
-            if let Some(Terminal::Http(old)) = old.and_then(|c| c.terminal.as_ref())
-                && !Arc::ptr_eq(old, new)
+            if !Arc::ptr_eq(&chain.filters, &chain.policy.load()) {
+                chain.policy.store(chain.filters.clone());
+                chain.drain.nudge();
+            }
+            if let Some(Terminal::Http { manager, live }) = &chain.terminal
+                && !Arc::ptr_eq(manager, &live.load())
             {
-                old.store(new.load_full());
+                live.store(manager.clone());
             }
         }
     }
@@ -219,7 +217,7 @@ impl Chain {
     fn compile(
         config: &model::FilterChain,
         previous: Option<&Listener>,
-        compiler: &mut dyn ChainCompiler,
+        ctx: &CompileCtx,
     ) -> Result<Arc<Self>, ConfigError> {
         let mut carried = None;
         for old in previous.into_iter().flat_map(Listener::chains) {
@@ -227,26 +225,40 @@ impl Chain {
                 return Ok(old.clone());
             }
             if carried.is_none() && same_connections(&old.config, config) {
-                carried = Some(old.drain.clone());
+                carried = Some(old);
             }
         }
-        let within = |e: ConfigError| e.within(format_args!("filter chain {:?}", config.name));
-        let tls = config.tls.as_ref().map(|t| compiler.tls(t)).transpose().map_err(within)?;
+        let ctx = CompileCtx { chain: config.name.clone(), ..ctx.clone() };
+        Self::build(config, carried, &ctx).map_err(|e| e.within(format_args!("filter chain {:?}", config.name)))
+    }
+
+    fn build(
+        config: &model::FilterChain,
+        carried: Option<&Arc<Chain>>,
+        ctx: &CompileCtx,
+    ) -> Result<Arc<Self>, ConfigError> {
+        let secrets = &ctx.shared.secrets;
+        let tls = config.tls.as_ref().map(|t| ServerTls::new(t, secrets)).transpose().map_err(ConfigError::new)?;
+        let engine = |rules: &Option<model::Rbac>| rules.as_ref().map(rbac::Engine::compile).transpose();
         let mut filters = vec![];
         let mut terminal = None;
         for filter in &config.filters {
             if terminal.is_some() {
-                return Err(within(ConfigError::new("a terminal filter must be the last one")));
+                return Err(ConfigError::new("a terminal filter must be the last one"));
             }
             match filter {
                 NetworkFilter::Http(m) => {
-                    let manager = compiler.http(&config.name, m).map_err(within)?;
-                    terminal = Some(Terminal::Http(Arc::new(ArcSwap::new(manager))));
+                    let manager = HttpManager::compile(m, ctx)?;
+                    let live = match carried.and_then(|c| c.terminal.as_ref()) {
+                        Some(Terminal::Http { live, .. }) => live.clone(),
+                        _ => Arc::new(ArcSwap::new(manager.clone())),
+                    };
+                    terminal = Some(Terminal::Http { manager, live });
                 }
-                NetworkFilter::TcpProxy(p) => {
-                    terminal = Some(Terminal::Tcp(compiler.tcp(&config.name, p).map_err(within)?));
+                NetworkFilter::TcpProxy(p) => terminal = Some(Terminal::Tcp(TcpProxy::compile(p, ctx)?)),
+                NetworkFilter::Rbac(r) => {
+                    filters.push(NetFilter::Rbac { enforced: engine(&r.rules)?, shadow: engine(&r.shadow_rules)? });
                 }
-                NetworkFilter::Rbac(r) => filters.push(NetFilter::Rbac(compiler.rbac(r).map_err(within)?)),
                 NetworkFilter::SniCluster => filters.push(NetFilter::SniCluster),
                 NetworkFilter::ConnectionLimit { max, delay, .. } => {
                     filters.push(NetFilter::ConnectionLimit(ConnectionLimit::new(*max, *delay)));
@@ -256,32 +268,35 @@ impl Chain {
             }
         }
         if terminal.is_none() && !config.filters.is_empty() {
-            return Err(within(ConfigError::new("no terminal filter (HTTP connection manager or TCP proxy)")));
+            return Err(ConfigError::new("no terminal filter (HTTP connection manager or TCP proxy)"));
         }
-        let drain = carried.unwrap_or_default();
-        Ok(Arc::new(Self { config: Arc::new(config.clone()), tls, filters, terminal, drain }))
+        let drain = carried.map(|c| c.drain.clone()).unwrap_or_default();
+        let filters = Arc::new(filters);
+        let policy = carried.map_or_else(|| Arc::new(ArcSwap::new(filters.clone())), |c| c.policy.clone());
+        Ok(Arc::new(Self { config: Arc::new(config.clone()), tls, filters, policy, terminal, drain }))
     }
 }
 
-/// Whether connections of `old` may go on as connections of `new`: same matches, same TLS, same filters, and HTTP
-/// managers that treat a connection (not a request) the same way.
+/// Whether connections of `old` may go on as connections of `new`: same matches, same TLS, same filters but for the
+/// policies (live connections are checked against new ones), and the same terminal filter, but for what an HTTP manager
+/// does to a request (the next request meets the new one).
 fn same_connections(old: &model::FilterChain, new: &model::FilterChain) -> bool {
-    let Some((NetworkFilter::Http(a), before_a)) = old.filters.split_last() else { return false };
-    let Some((NetworkFilter::Http(b), before_b)) = new.filters.split_last() else { return false };
+    fn other(f: &&NetworkFilter) -> bool {
+        !matches!(f, NetworkFilter::Rbac(_) | NetworkFilter::Http(_))
+    }
+    let http = |c: &model::FilterChain| match c.filters.last() {
+        Some(NetworkFilter::Http(m)) => Some((
+            (m.codec, m.timeouts, m.keepalive, m.accept_http_10, m.max_request_headers_bytes, m.max_headers),
+            (m.max_requests_per_connection, m.max_concurrent_streams),
+            (m.initial_stream_window, m.initial_connection_window),
+        )),
+        _ => None,
+    };
     old.name == new.name
         && old.matches == new.matches
         && old.tls == new.tls
-        && before_a == before_b
-        && a.codec == b.codec
-        && a.timeouts == b.timeouts
-        && a.max_request_headers_bytes == b.max_request_headers_bytes
-        && a.max_headers == b.max_headers
-        && a.max_requests_per_connection == b.max_requests_per_connection
-        && a.max_concurrent_streams == b.max_concurrent_streams
-        && a.initial_stream_window == b.initial_stream_window
-        && a.initial_connection_window == b.initial_connection_window
-        && a.keepalive == b.keepalive
-        && a.accept_http_10 == b.accept_http_10
+        && old.filters.iter().filter(other).eq(new.filters.iter().filter(other))
+        && http(old) == http(new)
 }
 
 impl fmt::Debug for Chain {
@@ -290,7 +305,7 @@ impl fmt::Debug for Chain {
     }
 }
 
-/// Whether a listener's filters look at the connection at all.
+/// Whether the kernel must be asked for the original destination.
 pub fn asks_original_dst(filters: &[ListenerFilter]) -> bool {
     filters.iter().any(|f| matches!(f, ListenerFilter::OriginalDst))
 }

@@ -145,7 +145,9 @@ impl ChainTable {
             for n in &m.server_names {
                 let lower = n.to_ascii_lowercase();
                 match lower.strip_prefix('*') {
-                    Some(suffix) if suffix.starts_with('.') && !suffix.contains('*') => server_names.push(suffix.into()),
+                    Some(suffix) if suffix.starts_with('.') && !suffix.contains('*') => {
+                        server_names.push(suffix.into())
+                    }
                     None if !lower.contains('*') => server_names.push(lower.into()),
                     _ => return Err(format!("filter chain {name:?}: partial wildcard {n:?} in server_names")),
                 }
@@ -160,9 +162,9 @@ impl ChainTable {
                     let transports = names.entry(sni.clone()).or_default();
                     let protocols = keyed(transports, &m.transport_protocol);
                     for protocol in or_any(&m.application_protocols) {
-                        insert_sources(keyed(protocols, protocol.unwrap_or(&empty)), m, split, index).map_err(|()| {
-                            format!("filter chain {name:?}: another filter chain has the same matching rules")
-                        })?;
+                        insert_sources(keyed(protocols, protocol.unwrap_or(&empty)), m, split, index).map_err(
+                            |()| format!("filter chain {name:?}: another filter chain has the same matching rules"),
+                        )?;
                     }
                 }
             }
@@ -179,8 +181,7 @@ impl ChainTable {
         let transports = find_name(names, input.sni)?;
         let protocols = find_keyed(transports, input.transport)?;
         let any = || protocols.iter().find(|(n, _)| n.is_empty());
-        let (_, direct) =
-            input.protocols.iter().find_map(|p| protocols.iter().find(|(n, _)| n == p)).or_else(any)?;
+        let (_, direct) = input.protocols.iter().find_map(|p| protocols.iter().find(|(n, _)| n == p)).or_else(any)?;
         let types = direct.find(input.direct_peer.map_or(UNKNOWN, |a| a.ip()))?;
         let [any, local, external] = types;
         let specific = if local.is_some() || external.is_some() {
@@ -194,7 +195,12 @@ impl ChainTable {
     }
 }
 
-fn insert_sources(direct: &mut Prefixes<SourceTypes>, m: &FilterChainMatch, split: bool, index: usize) -> Result<(), ()> {
+fn insert_sources(
+    direct: &mut Prefixes<SourceTypes>,
+    m: &FilterChainMatch,
+    split: bool,
+    index: usize,
+) -> Result<(), ()> {
     for range in ranges(&m.direct_source_prefix_ranges, split) {
         let [any, local, external] = direct.entry(range);
         let sources = match m.source_type {
@@ -283,7 +289,7 @@ mod tests {
             FilterChainMatch { destination_port: Some(80), prefix_ranges: vec![cidr("10.0.0.0/8")], ..m() }, // 0
             FilterChainMatch { prefix_ranges: vec![cidr("10.1.0.0/16")], ..m() },                            // 1
             FilterChainMatch { prefix_ranges: vec![cidr("10.0.0.0/8")], server_names: vec!["a.b".into()], ..m() }, // 2
-            m(),                                                                                              // 3
+            m(),                                                                                             // 3
         ]);
         let find = |l: &str, sni: &str| t.find(&input(l, "9.9.9.9:1", sni, "raw_buffer", &[]));
         assert_eq!(find("10.1.1.1:80", ""), Some(0), "port first");
@@ -339,7 +345,8 @@ mod tests {
         let mut i = input("1.1.1.1:1", "9.9.9.9:1", "", "raw_buffer", &[]);
         i.direct_peer = Some("192.168.1.1:1".parse().unwrap());
         assert_eq!(t.find(&i), Some(0));
-        let unix = MatchInput { local: None, peer: None, direct_peer: None, sni: "", transport: "raw_buffer", protocols: &[] };
+        let unix =
+            MatchInput { local: None, peer: None, direct_peer: None, sni: "", transport: "raw_buffer", protocols: &[] };
         assert_eq!(t.find(&unix), Some(1));
     }
 

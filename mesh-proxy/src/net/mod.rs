@@ -1,13 +1,23 @@
 //! Accepted connections: sockets, what is known of them before a protocol is spoken, and the IO object that filters get.
 //! Knows no xDS, no HTTP.
 
+pub mod accept;
+pub mod connection;
+pub mod inspect;
 pub mod io;
+pub mod listener;
+pub mod matching;
+pub mod orig_dst;
+pub mod proxy_protocol;
+pub mod sniff;
+pub mod socket;
 
 use std::net::SocketAddr;
 
 use mesh_api::model::{Name, TrafficDirection};
 
 pub use io::{Io, Prefixed, Transport};
+pub use listener::Listener;
 
 use crate::tls;
 
@@ -43,7 +53,3 @@ pub struct ConnInfo {
     /// When it was accepted.
     pub accepted: tokio::time::Instant,
 }
-
-/// A compiled listener.
-#[derive(Debug)]
-pub struct Listener {}
