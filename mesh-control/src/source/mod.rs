@@ -2,6 +2,8 @@
 //! what they mean is for `index` and `translate`.
 
 pub mod core;
+pub mod folder;
 pub mod manifest;
 pub mod object;
 mod position;
+pub mod watch;
