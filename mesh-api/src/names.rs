@@ -15,6 +15,9 @@ pub const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
 /// Listener that receives captured inbound connections.
 pub const VIRTUAL_INBOUND: &str = "virtualInbound";
 
+/// DNS domain of a mesh that was not told another one.
+pub const DEFAULT_DOMAIN: &str = "cluster.local";
+
 /// Direction part of a cluster name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Direction {

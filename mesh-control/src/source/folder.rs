@@ -13,12 +13,13 @@ use std::{
 };
 
 use mesh_api::crd::security::{AuthorizationPolicy, MtlsMode, MutualTls, PeerAuthentication, PolicyAction, Rule};
+use mesh_api::names::DEFAULT_DOMAIN;
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::manifest::{self, Reading};
 use super::object::{Kind, Object, ObjectChange, ObjectKey, Position, Spec};
-use crate::validate::{Finding, Level};
+use crate::validate::{Finding, Level, references};
 
 /// What the folder looks like now.
 #[derive(Debug)]
@@ -101,6 +102,25 @@ impl Folder {
             f.findings.iter().cloned().chain(documents).collect::<Vec<_>>()
         };
         self.files.values().flat_map(of_file).collect()
+    }
+
+    /// References of objects in force to what is not there.
+    pub fn references(&self) -> Vec<Finding> {
+        let objects: Vec<&Object> = self.objects().map(Arc::as_ref).collect();
+        let mut findings = references::check(&objects, DEFAULT_DOMAIN);
+        let mut text: Option<(PathBuf, String)> = None;
+        for finding in &mut findings {
+            let (Some(file), Some(key)) = (&finding.file, &finding.object) else { continue };
+            if text.as_ref().is_none_or(|(read, _)| read != file) {
+                text = fs::read_to_string(file).ok().map(|t| (file.clone(), t));
+            }
+            let Some((_, text)) = &text else { continue };
+            if let Some((line, column)) = manifest::locate(text, file, key, &finding.field) {
+                finding.line = Some(line);
+                finding.column = Some(column);
+            }
+        }
+        findings
     }
 
     /// What is in force.

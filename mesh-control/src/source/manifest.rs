@@ -124,6 +124,7 @@ fn read_value(path: &Path, mut value: Value, locator: &Locator<'_>, prefix: &str
             });
             let object = object.filter(|object| {
                 findings.extend(validate::validate(object));
+                findings.extend(validate::without_effect(kind, &value));
                 !findings.iter().any(|f| f.level == Level::Error)
             });
             (Some(key), (object, findings))
@@ -368,6 +369,21 @@ fn pod(value: &Value) -> core::Pod {
         ready,
         finished: matches!(text("/status/phase").as_str(), "Succeeded" | "Failed"),
     }
+}
+
+/// Line and column of a field of an object in a file, for findings that are made after the file was read.
+pub fn locate(text: &str, path: &Path, key: &ObjectKey, field: &str) -> Option<(u32, u32)> {
+    documents(path, text).into_iter().find_map(|document| {
+        let value: Value = serde_saphyr::from_str(document.text).ok()?;
+        let locator = Locator::new(document.text, document.lines_before);
+        let is_it = |value: &Value| matches!(header(value), Ok(Some((_, k, _))) if k == *key);
+        if is_it(&value) {
+            return locator.find(field);
+        }
+        let items = value.get("items").and_then(Value::as_array)?;
+        let index = items.iter().position(is_it)?;
+        locator.find(&format!("items[{index}].{field}"))
+    })
 }
 
 /// Whether a file of a folder is read.

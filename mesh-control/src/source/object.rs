@@ -314,6 +314,16 @@ pub enum ObjectChange {
     Remove(ObjectKey),
 }
 
+impl ObjectChange {
+    /// What changed.
+    pub fn key(&self) -> &ObjectKey {
+        match self {
+            Self::Upsert(object) => &object.key,
+            Self::Remove(key) => key,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,7 +15,7 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use tokio::sync::mpsc;
 
 use super::folder::{self, Folder};
-use super::object::{Object, ObjectChange};
+use super::object::{Kind, Object, ObjectChange};
 use crate::validate::{Finding, Level};
 
 /// A full look at the folder at least this often.
@@ -37,6 +37,8 @@ pub struct FolderStatus {
 pub struct FolderSource {
     folder: Folder,
     status: Arc<RwLock<FolderStatus>>,
+    /// References to what is not there, as of the last change that could matter to them.
+    references: Vec<Finding>,
 }
 
 impl FolderSource {
@@ -45,9 +47,9 @@ impl FolderSource {
     /// # Errors
     /// When it is not a readable folder.
     pub fn open(root: &Path) -> Result<(Self, Vec<ObjectChange>), Finding> {
-        let mut source = Self { folder: Folder::open(root)?, status: Arc::default() };
+        let mut source = Self { folder: Folder::open(root)?, status: Arc::default(), references: vec![] };
         let changes = source.folder.scan();
-        source.publish();
+        source.publish(&changes);
         Ok((source, changes))
     }
 
@@ -56,8 +58,13 @@ impl FolderSource {
         self.status.clone()
     }
 
-    fn publish(&self) {
-        let findings = self.folder.findings();
+    fn publish(&mut self, changes: &[ObjectChange]) {
+        let endpoints = |c: &ObjectChange| matches!(c.key().kind, Kind::EndpointSlice | Kind::Pod);
+        if !changes.iter().all(endpoints) {
+            self.references = self.folder.references();
+        }
+        let mut findings = self.folder.findings();
+        findings.extend(self.references.iter().cloned());
         let mut status = self.status.write();
         for finding in findings.iter().filter(|f| !status.findings.contains(f)) {
             match finding.level {
@@ -82,7 +89,7 @@ impl FolderSource {
                 Ok(Some(Event::Lost)) | Err(_) => self.folder.scan(),
                 Ok(None) => return Err(std::io::Error::other("the folder is not watched any more")),
             };
-            self.publish();
+            self.publish(&found);
             if !found.is_empty() && changes.send(found).await.is_err() {
                 return Ok(());
             }

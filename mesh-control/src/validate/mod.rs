@@ -1,13 +1,53 @@
 //! What Istio would refuse, and what it would warn of: one `validate` serves the folder, the webhook and the command
 //! line. Looks at one object at a time; what needs others is in `references`.
 
+mod checks;
+mod effect;
 mod finding;
+mod gateway_api;
+mod networking;
+pub mod references;
+mod security;
+mod services;
+mod traffic_policy;
 
+pub use effect::without_effect;
 pub use finding::{Finding, Level};
 
-use crate::source::object::Object;
+use crate::source::object::{Object, Spec};
 
 /// Everything that is wrong with, or worth saying of, one object. An [`Level::Error`] means it is refused.
-pub fn validate(_object: &Object) -> Vec<Finding> {
-    vec![]
+pub fn validate(object: &Object) -> Vec<Finding> {
+    let mut out = checks::Report::default();
+    out.name(&object.key);
+    match &object.spec {
+        Spec::VirtualService(s) => networking::virtual_service(s, &mut out),
+        Spec::DestinationRule(s) => traffic_policy::destination_rule(s, &mut out),
+        Spec::IstioGateway(s) => services::gateway(s, &mut out),
+        Spec::ServiceEntry(s) => services::service_entry(s, &mut out),
+        Spec::WorkloadEntry(s) => services::workload_entry(s, "spec", &mut out),
+        Spec::WorkloadGroup(s) => services::workload_entry(&s.template, "spec.template", &mut out),
+        Spec::Sidecar(s) => services::sidecar(s, &mut out),
+        Spec::PeerAuthentication(s) => security::peer_authentication(s, &object.key, &mut out),
+        Spec::RequestAuthentication(s) => security::request_authentication(s, &mut out),
+        Spec::AuthorizationPolicy(s) => security::authorization_policy(s, &mut out),
+        Spec::Telemetry(s) => security::telemetry(s, &mut out),
+        Spec::Gateway(s) => gateway_api::gateway(s, &mut out),
+        Spec::HttpRoute(s) => gateway_api::http_route(s, &mut out),
+        Spec::GrpcRoute(s) => gateway_api::grpc_route(s, &mut out),
+        Spec::ReferenceGrant(s) => gateway_api::reference_grant(s, &mut out),
+        Spec::Namespace
+        | Spec::Service(_)
+        | Spec::EndpointSlice(_)
+        | Spec::Pod(_)
+        | Spec::Secret(_)
+        | Spec::ConfigMap(_)
+        | Spec::Ingress(_)
+        | Spec::ProxyConfig(_)
+        | Spec::GatewayClass(_) => {}
+    }
+    out.findings
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,165 @@
+//! What is refused, and where the finding points: one line of YAML a case.
+
+use std::path::Path;
+
+use crate::source::manifest;
+use crate::validate::Level;
+
+/// `LEVEL FIELD` of all errors and warnings of an object with this spec.
+fn findings(api: &str, kind: &str, spec: &str) -> Vec<String> {
+    let text = format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: a, namespace: b}}\nspec: {spec}\n");
+    let readings = manifest::read(Path::new("a.yaml"), &text);
+    let all = readings.iter().flat_map(|r| &r.findings).filter(|f| f.level != Level::Info);
+    all.map(|f| format!("{} {}", if f.level == Level::Error { "E" } else { "W" }, f.field)).collect()
+}
+
+#[track_caller]
+fn refused(api: &str, kind: &str, cases: &[(&str, &str)]) {
+    for (spec, field) in cases {
+        let found = findings(api, kind, spec);
+        assert!(found.contains(&format!("E {field}")), "{kind} {spec}\nexpected {field}, found {found:?}");
+    }
+}
+
+#[track_caller]
+fn good(api: &str, kind: &str, specs: &[&str]) {
+    for spec in specs {
+        assert_eq!(findings(api, kind, spec), Vec::<String>::new(), "{kind} {spec}");
+    }
+}
+
+const NET: &str = "networking.istio.io/v1";
+const SEC: &str = "security.istio.io/v1";
+const GW: &str = "gateway.networking.k8s.io/v1";
+
+#[test]
+fn virtual_services() {
+    let http = |rule: &str| format!("{{hosts: [a], http: [{rule}]}}");
+    let cases = [
+        ("{}", "spec.http[0]"),
+        ("{route: [{destination: {host: ''}}]}", "spec.http[0].route[0].destination.host"),
+        ("{route: [{destination: {host: x}, weight: -1}]}", "spec.http[0].route[0].weight"),
+        ("{route: [{destination: {host: x}}], redirect: {uri: /a}}", "spec.http[0]"),
+        ("{match: [{uri: {exact: a, prefix: b}}], route: [{destination: {host: x}}]}", "spec.http[0].match[0].uri"),
+        ("{match: [{uri: {regex: '('}}], route: [{destination: {host: x}}]}", "spec.http[0].match[0].uri.regex"),
+        ("{route: [{destination: {host: x}}], timeout: 1x}", "spec.http[0].timeout"),
+        ("{route: [{destination: {host: x}}], retries: {attempts: -1}}", "spec.http[0].retries.attempts"),
+        ("{route: [{destination: {host: x}}], tiemout: 1s}", "spec.http[0].tiemout"),
+        (
+            "{route: [{destination: {host: x}}], fault: {abort: {httpStatus: 42}}}",
+            "spec.http[0].fault.abort.httpStatus",
+        ),
+        ("{directResponse: {status: 42}}", "spec.http[0].directResponse.status"),
+    ];
+    for (rule, field) in cases {
+        refused(NET, "VirtualService", &[(&http(rule), field)]);
+    }
+    refused(NET, "VirtualService", &[("{hosts: ['a b']}", "spec.hosts[0]")]);
+    good(
+        NET,
+        "VirtualService",
+        &[
+            "{hosts: [a, '*.b.c'], http: [{match: [{uri: {prefix: /}}], route: [{destination: {host: x}}]}]}",
+            "{hosts: [a], tcp: [{route: [{destination: {host: x}}]}]}",
+            "{hosts: [a], http: [{redirect: {authority: b}}, {directResponse: {status: 503}}]}",
+        ],
+    );
+}
+
+#[test]
+fn destination_rules() {
+    refused(
+        NET,
+        "DestinationRule",
+        &[
+            ("{}", "spec.host"),
+            ("{host: a, subsets: [{name: '', labels: {v: '1'}}]}", "spec.subsets[0].name"),
+            (
+                "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {}}}}",
+                "spec.trafficPolicy.loadBalancer.consistentHash",
+            ),
+            ("{host: a, trafficPolicy: {tls: {mode: MUTUAL}}}", "spec.trafficPolicy.tls.clientCertificate"),
+        ],
+    );
+    good(
+        NET,
+        "DestinationRule",
+        &[
+            "{host: a, subsets: [{name: v1, labels: {version: v1}}], trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}",
+            "{host: a, trafficPolicy: {loadBalancer: {simple: LEAST_REQUEST}, outlierDetection: {consecutive5xxErrors: 3}}}",
+        ],
+    );
+}
+
+#[test]
+fn gateways_entries_and_sidecars() {
+    refused(
+        NET,
+        "Gateway",
+        &[
+            ("{selector: {a: b}}", "spec.servers"),
+            (
+                "{selector: {a: b}, servers: [{port: {number: 443, name: s, protocol: HTTPS}, hosts: ['*']}]}",
+                "spec.servers[0].tls",
+            ),
+            (
+                "{selector: {a: b}, servers: [{port: {number: 80, name: s, protocol: HTP}, hosts: ['*']}]}",
+                "spec.servers[0].port.protocol",
+            ),
+            ("{selector: {a: b}, servers: [{port: {number: 80, name: s, protocol: HTTP}}]}", "spec.servers[0].hosts"),
+        ],
+    );
+    refused(
+        NET,
+        "ServiceEntry",
+        &[
+            ("{ports: [{number: 80, name: a, protocol: HTTP}]}", "spec.hosts"),
+            ("{hosts: ['*'], ports: [{number: 80, name: a, protocol: HTTP}]}", "spec.hosts[0]"),
+        ],
+    );
+    good(NET, "ServiceEntry", &["{hosts: [a.com], ports: [{number: 80, name: a, protocol: HTTP}], resolution: DNS}"]);
+    refused(NET, "WorkloadEntry", &[("{}", "spec.address")]);
+    refused(NET, "Sidecar", &[("{egress: [{hosts: []}]}", "spec.egress[0].hosts")]);
+    good(NET, "Sidecar", &["{egress: [{hosts: ['./*', 'istio-system/*']}]}"]);
+}
+
+#[test]
+fn security() {
+    refused(
+        SEC,
+        "AuthorizationPolicy",
+        &[
+            ("{action: ALOW}", "spec.action"),
+            ("{rules: [{to: [{}]}]}", "spec.rules[0].to[0].operation"),
+            ("{rules: [{when: [{key: nonsense, values: [a]}]}]}", "spec.rules[0].when[0].key"),
+            ("{rules: [{from: [{source: {ipBlocks: [a]}}]}]}", "spec.rules[0].from[0].source.ipBlocks[0]"),
+        ],
+    );
+    good(
+        SEC,
+        "AuthorizationPolicy",
+        &[
+            "{}",
+            "{action: DENY, rules: [{from: [{source: {principals: ['*/sa/x']}}], to: [{operation: {methods: [GET], paths: ['/a*']}}]}]}",
+        ],
+    );
+    refused(
+        SEC,
+        "PeerAuthentication",
+        &[("{portMtls: {}}", "spec.portMtls"), ("{mtls: {mode: ON}}", "spec.mtls.mode")],
+    );
+    good(SEC, "PeerAuthentication", &["{mtls: {mode: STRICT}}"]);
+}
+
+#[test]
+fn gateway_api() {
+    refused(
+        GW,
+        "HTTPRoute",
+        &[
+            ("{rules: [{matches: [{path: {type: Exact, value: a}}]}]}", "spec.rules[0].matches[0].path.value"),
+            ("{rules: [{filters: [{type: RequestRedirect}]}]}", "spec.rules[0].filters[0].requestRedirect"),
+        ],
+    );
+    good(GW, "HTTPRoute", &["{parentRefs: [{name: g}], rules: [{backendRefs: [{name: a, port: 80}]}]}"]);
+}
