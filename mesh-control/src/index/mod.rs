@@ -1,1 +1,449 @@
-//! Placeholder until its owner lands.
+//! The state of the mesh: objects, and what follows from them for every proxy alike.
+//!
+//! Owns services, endpoints, workloads, visibility, rules and policies in a form that answers questions quickly. An
+//! [`Index`] is an immutable value, cheap to clone; [`IndexWriter`] makes the next one from changed objects and says
+//! precisely what changed. Must not know proxies' configuration, Kubernetes clients or xDS.
+
+pub mod change;
+pub mod endpoint;
+pub mod host;
+pub mod policies;
+pub mod protocol;
+pub mod rules;
+pub mod service;
+pub mod stamp;
+pub mod virtual_services;
+pub mod visibility;
+pub mod workload;
+mod writer;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use im::{HashMap, OrdMap, OrdSet};
+use mesh_api::{
+    crd::networking,
+    labels::{Labels, selects},
+    meshconfig::MeshConfig,
+    model::Name,
+};
+
+pub use self::{
+    change::ChangeSet,
+    endpoint::{Endpoint, EndpointAddress, EndpointFacts, Health, ServiceEndpoints},
+    policies::{Mtls, PeerAuthn},
+    protocol::Protocol,
+    rules::Rule,
+    service::{Nearness, Resolution, Service, ServiceKey, ServicePort, TargetPort},
+    stamp::{Stamp, Stamped},
+    virtual_services::VirtualServiceEntry,
+    visibility::ExportTo,
+    workload::Workload,
+    writer::IndexWriter,
+};
+use self::rules::NamespaceRules;
+use crate::{
+    source::{
+        core,
+        object::{Kind, Object, ObjectKey, Spec},
+    },
+    view::{ProxyView, ServiceTarget},
+};
+
+/// What is fixed for the life of the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Id of this cluster.
+    pub cluster: Name,
+    /// Network of what names none.
+    pub network: Name,
+    /// Overrides the trust domain of MeshConfig.
+    pub trust_domain: Option<Name>,
+    /// DNS domain of services.
+    pub domain: Name,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { cluster: "Kubernetes".into(), network: "".into(), trust_domain: None, domain: "cluster.local".into() }
+    }
+}
+
+/// Namespace and name of the ConfigMap that holds MeshConfig, and its key.
+pub const MESH_CONFIG: (&str, &str, &str) = ("istio-system", "istio", "mesh");
+
+/// A service with all that is known of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServiceEntry {
+    /// Declaration.
+    pub service: Stamped<Service>,
+    /// Endpoints.
+    pub endpoints: Stamped<ServiceEndpoints>,
+    /// What clusters show of the endpoints.
+    pub facts: Stamped<EndpointFacts>,
+}
+
+/// The state of the mesh.
+#[derive(Debug, Clone)]
+pub struct Index {
+    options: Arc<Options>,
+    objects: OrdMap<ObjectKey, Arc<Object>>,
+    mesh: Stamped<MeshConfig>,
+    services: OrdMap<ServiceKey, ServiceEntry>,
+    /// Workloads by address; several only by mistake or on shared addresses.
+    workloads: HashMap<IpAddr, Arc<Vec<Arc<Workload>>>>,
+    /// Services that have an endpoint at an address.
+    served: HashMap<IpAddr, OrdSet<ServiceKey>>,
+    /// Objects that declare a service.
+    declared: HashMap<ServiceKey, OrdSet<ObjectKey>>,
+    /// EndpointSlices by namespace and Service.
+    slices: HashMap<(Name, Name), OrdSet<ObjectKey>>,
+    rules: HashMap<Name, Stamped<NamespaceRules>>,
+    virtual_services: Stamped<Vec<Arc<VirtualServiceEntry>>>,
+    /// ExternalName services by the host they stand for.
+    aliases: HashMap<Name, OrdSet<ServiceKey>>,
+    stamps: Arc<BTreeMap<Kind, Stamp>>,
+    services_stamp: Stamp,
+    rules_stamp: Stamp,
+}
+
+/// Equal content; stamps aside.
+impl PartialEq for Index {
+    fn eq(&self, other: &Self) -> bool {
+        self.options == other.options
+            && self.objects == other.objects
+            && self.mesh == other.mesh
+            && self.services == other.services
+            && self.workloads == other.workloads
+            && self.served == other.served
+            && self.declared == other.declared
+            && self.slices == other.slices
+            && self.rules == other.rules
+            && self.virtual_services == other.virtual_services
+            && self.aliases == other.aliases
+    }
+}
+
+impl Index {
+    /// Nothing yet.
+    pub fn empty(options: Options) -> Self {
+        Self {
+            options: Arc::new(options),
+            objects: OrdMap::new(),
+            mesh: Stamped::default(),
+            services: OrdMap::new(),
+            workloads: HashMap::new(),
+            served: HashMap::new(),
+            declared: HashMap::new(),
+            slices: HashMap::new(),
+            rules: HashMap::new(),
+            virtual_services: Stamped::default(),
+            aliases: HashMap::new(),
+            stamps: Arc::default(),
+            services_stamp: Stamp::NONE,
+            rules_stamp: Stamp::NONE,
+        }
+    }
+
+    /// What is fixed.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// DNS domain of services.
+    pub fn domain(&self) -> &str {
+        &self.options.domain
+    }
+
+    /// MeshConfig.
+    pub fn mesh(&self) -> &MeshConfig {
+        &self.mesh
+    }
+
+    /// MeshConfig with its stamp.
+    pub fn mesh_stamped(&self) -> &Stamped<MeshConfig> {
+        &self.mesh
+    }
+
+    /// Trust domain of the mesh.
+    pub fn trust_domain(&self) -> &str {
+        self.options.trust_domain.as_deref().unwrap_or_else(|| self.mesh.trust_domain())
+    }
+
+    // ---- objects ----
+
+    /// An object.
+    pub fn object(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
+        self.objects.get(key)
+    }
+
+    /// All objects.
+    pub fn all_objects(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.objects.values()
+    }
+
+    /// Objects of a kind, by namespace and name.
+    pub fn objects(&self, kind: Kind) -> impl Iterator<Item = &Arc<Object>> {
+        self.objects.range(ObjectKey::new(kind, "", "")..).take_while(move |(k, _)| k.kind == kind).map(|(_, o)| o)
+    }
+
+    /// Objects of a kind in a namespace, by name.
+    pub fn objects_in<'a>(&'a self, kind: Kind, namespace: &str) -> impl Iterator<Item = &'a Arc<Object>> + use<'a> {
+        let from = ObjectKey::new(kind, namespace, "");
+        let namespace = from.namespace.clone();
+        self.objects
+            .range(from..)
+            .take_while(move |(k, _)| k.kind == kind && k.namespace == namespace)
+            .map(|(_, o)| o)
+    }
+
+    /// Changes whenever an object of this kind does. Not kept for Pods, EndpointSlices and WorkloadEntries.
+    pub fn stamp(&self, kind: Kind) -> Stamp {
+        self.stamps.get(&kind).copied().unwrap_or(Stamp::NONE)
+    }
+
+    /// Labels of a namespace; empty when it is not known.
+    pub fn namespace_labels(&self, namespace: &str) -> Option<&Labels> {
+        self.object(&ObjectKey::new(Kind::Namespace, "", namespace)).map(|o| &o.meta.labels)
+    }
+
+    /// A Secret.
+    pub fn secret(&self, namespace: &str, name: &str) -> Option<&Arc<core::Secret>> {
+        match &self.object(&ObjectKey::new(Kind::Secret, namespace, name))?.spec {
+            Spec::Secret(s) => Some(s),
+            _ => None,
+        }
+    }
+
+    /// A ConfigMap.
+    pub fn config_map(&self, namespace: &str, name: &str) -> Option<&Arc<core::ConfigMap>> {
+        match &self.object(&ObjectKey::new(Kind::ConfigMap, namespace, name))?.spec {
+            Spec::ConfigMap(c) => Some(c),
+            _ => None,
+        }
+    }
+
+    // ---- services ----
+
+    /// All services.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceEntry> {
+        self.services.values()
+    }
+
+    /// Changes whenever a service appears, vanishes or is declared differently.
+    pub fn services_stamp(&self) -> Stamp {
+        self.services_stamp
+    }
+
+    /// A service by host and namespace.
+    pub fn service_entry(&self, key: &ServiceKey) -> Option<&ServiceEntry> {
+        self.services.get(key)
+    }
+
+    /// Services of a host, by namespace.
+    pub fn services_of_host<'a>(&'a self, host: &str) -> impl Iterator<Item = &'a ServiceEntry> + use<'a> {
+        let from = ServiceKey::new(host, "");
+        let host = from.host.clone();
+        self.services.range(from..).take_while(move |(k, _)| k.host == host).map(|(_, e)| e)
+    }
+
+    /// The service that `host` means to clients of `namespace` without a Sidecar: of the visible ones the one from
+    /// Kubernetes, else the oldest.
+    pub fn service(&self, host: &str, namespace: &str) -> Option<&ServiceEntry> {
+        self.services_of_host(host)
+            .filter(|e| self.visible(&e.service, namespace))
+            .min_by(|a, b| a.service.precedence().cmp(&b.service.precedence()))
+    }
+
+    /// Whether clients of `namespace` may see a service. The one place where that is decided.
+    pub fn visible(&self, service: &Service, namespace: &str) -> bool {
+        service.export.visible(namespace)
+    }
+
+    /// Services visible to `namespace`, those that count before others first (Kubernetes, age, namespace, host).
+    pub fn visible_services(&self, namespace: &str) -> Vec<&ServiceEntry> {
+        let mut out: Vec<_> = self.services.values().filter(|e| self.visible(&e.service, namespace)).collect();
+        out.sort_by(|a, b| {
+            let (a, b) = (&a.service, &b.service);
+            a.precedence().cmp(&b.precedence()).then_with(|| a.key.cmp(&b.key))
+        });
+        out
+    }
+
+    /// The service an ExternalName service stands for, when the mesh knows it.
+    pub fn alias_target(&self, service: &Service) -> Option<&ServiceEntry> {
+        let target = service.alias_of.as_ref()?;
+        self.service(target, &service.key.namespace).filter(|e| e.service.resolution != Resolution::Alias)
+    }
+
+    /// ExternalName services that stand for a host.
+    pub fn aliases_of(&self, host: &str) -> impl Iterator<Item = &ServiceEntry> {
+        self.aliases.get(host).into_iter().flatten().filter_map(|k| self.services.get(k))
+    }
+
+    /// Endpoints of a service, those of one port and set of labels (a subset's; empty: all).
+    pub fn endpoints<'a>(
+        &'a self,
+        key: &ServiceKey,
+        port: u16,
+        subset: &'a Labels,
+    ) -> impl Iterator<Item = (&'a Endpoint, u16)> {
+        self.services
+            .get(key)
+            .into_iter()
+            .flat_map(|e| e.endpoints.arc().iter())
+            .filter(move |(_, e)| selects(subset, &e.workload.labels))
+            .filter_map(move |(_, e)| Some((e, e.port(port)?)))
+    }
+
+    // ---- rules, routes, gateways, sidecars ----
+
+    /// DestinationRules that hold for a service, seen from a namespace; [`rules::select`] picks by workload labels.
+    pub fn destination_rules(&self, service: &Service, namespace: &str) -> &[Stamped<Rule>] {
+        let host = &*service.key.host;
+        let root = self.mesh.root_namespace();
+        // In the root namespace rules for everybody live beside its own: there only private ones come first.
+        let own = self.rules.get(namespace).map_or(&[][..], |r| {
+            if namespace == root { r.private(host) } else { r.local(host) }
+        });
+        if !own.is_empty() {
+            return own;
+        }
+        for owner in [&*service.key.namespace, root] {
+            let found = self.rules.get(owner).map_or(&[][..], |r| r.exported(host, namespace));
+            if !found.is_empty() {
+                return found;
+            }
+        }
+        &[]
+    }
+
+    /// The DestinationRule for a service that holds for a proxy.
+    pub fn destination_rule(&self, service: &Service, view: &ProxyView) -> Option<&Stamped<Rule>> {
+        rules::select(self.destination_rules(service, &view.namespace), &view.namespace, &view.labels)
+    }
+
+    /// Changes whenever a DestinationRule does.
+    pub fn rules_stamp(&self) -> Stamp {
+        self.rules_stamp
+    }
+
+    /// All VirtualServices, oldest first.
+    pub fn virtual_services(&self) -> &Stamped<Vec<Arc<VirtualServiceEntry>>> {
+        &self.virtual_services
+    }
+
+    /// VirtualServices for sidecars of a namespace, oldest first.
+    pub fn mesh_virtual_services(&self, namespace: &str) -> impl Iterator<Item = &Arc<VirtualServiceEntry>> {
+        self.virtual_services.iter().filter(move |v| v.is_mesh() && v.export.visible(namespace))
+    }
+
+    /// VirtualServices of a gateway (`namespace/name`) whose proxies run in `namespace`, oldest first.
+    pub fn gateway_virtual_services(&self, gateway: &str, namespace: &str) -> impl Iterator<Item = &Arc<VirtualServiceEntry>> {
+        self.virtual_services.iter().filter(move |v| v.applies_to(gateway) && v.export.visible(namespace))
+    }
+
+    /// Istio Gateways that select a workload, oldest first.
+    pub fn gateways_for(&self, labels: &Labels) -> Vec<(&Arc<Object>, &Arc<networking::Gateway>)> {
+        let mut out: Vec<_> = self
+            .objects(Kind::IstioGateway)
+            .filter_map(|o| match &o.spec {
+                Spec::IstioGateway(g) if selects(&g.selector, labels) => Some((o, g)),
+                _ => None,
+            })
+            .collect();
+        out.sort_by(|a, b| a.0.age_order().cmp(&b.0.age_order()));
+        out
+    }
+
+    /// The Sidecar that holds for a workload: one that selects it, the namespace's default, the root namespace's.
+    pub fn sidecar_for(&self, namespace: &str, labels: &Labels) -> Option<&Arc<Object>> {
+        let oldest = |ns: &str, with_selector: bool| {
+            self.objects_in(Kind::Sidecar, ns)
+                .filter(|o| match &o.spec {
+                    Spec::Sidecar(s) => match &s.workload_selector {
+                        Some(sel) => with_selector && selects(&sel.labels, labels),
+                        None => !with_selector,
+                    },
+                    _ => false,
+                })
+                .min_by(|a, b| a.age_order().cmp(&b.age_order()))
+        };
+        oldest(namespace, true)
+            .or_else(|| oldest(namespace, false))
+            .or_else(|| oldest(self.mesh.root_namespace(), false))
+    }
+
+    // ---- workloads ----
+
+    /// Workloads registered at an address.
+    pub fn workloads_at(&self, ip: IpAddr) -> &[Arc<Workload>] {
+        self.workloads.get(&ip).map_or(&[], |w| w.as_slice())
+    }
+
+    /// The workload of a proxy: what is registered in its namespace at one of its addresses.
+    pub fn workload_of(&self, view: &ProxyView) -> Option<&Arc<Workload>> {
+        let at = |ip: &IpAddr| self.workloads_at(*ip).iter().find(|w| w.namespace == view.namespace);
+        view.ips.iter().find_map(at)
+    }
+
+    /// Services of a proxy's namespace that have endpoints at its addresses, with each of their ports.
+    fn targets(&self, view: &ProxyView) -> Vec<ServiceTarget> {
+        let keys: BTreeSet<&ServiceKey> = view.ips.iter().filter_map(|ip| self.served.get(ip)).flatten().collect();
+        let mut entries: Vec<&ServiceEntry> = keys
+            .into_iter()
+            .filter(|k| k.namespace == view.namespace)
+            .filter_map(|k| self.services.get(k))
+            .collect();
+        entries.sort_by(|a, b| a.service.precedence().cmp(&b.service.precedence()));
+        let mut out: Vec<ServiceTarget> = Vec::new();
+        for entry in entries {
+            let here = entry.endpoints.iter().filter(|(_, e)| e.ip().is_some_and(|ip| view.ips.contains(&ip)));
+            for (_, endpoint) in here {
+                for (port, target) in &endpoint.ports {
+                    let Some(port) = entry.service.port(*port) else { continue };
+                    let target = ServiceTarget {
+                        service: entry.service.clone(),
+                        port: port.clone(),
+                        target_port: *target,
+                    };
+                    if !out.contains(&target) {
+                        out.push(target);
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Completes a view with what the index knows of the proxy: labels of the workload registered at its address,
+    /// locality, network and cluster where it tells none, the services it serves, its Sidecar.
+    #[must_use]
+    pub fn view(&self, mut view: ProxyView) -> ProxyView {
+        if let Some(workload) = self.workload_of(&view).cloned() {
+            view.labels = workload.labels.clone();
+            if view.locality == mesh_api::model::Locality::default() {
+                view.locality = workload.locality.clone();
+            }
+            if view.network.is_empty() {
+                view.network = workload.network.clone();
+            }
+        }
+        if view.network.is_empty() {
+            view.network = self.options.network.clone();
+        }
+        if view.cluster.is_empty() {
+            view.cluster = self.options.cluster.clone();
+        }
+        view.targets = self.targets(&view).into();
+        view.sidecar = if view.is_sidecar() {
+            self.sidecar_for(&view.namespace, &view.labels).map(|o| o.key.clone())
+        } else {
+            None
+        };
+        view
+    }
+}

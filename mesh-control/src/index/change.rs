@@ -1,0 +1,60 @@
+//! What a batch of object changes altered, precisely.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+};
+
+use super::service::ServiceKey;
+use crate::source::object::{Kind, ObjectKey};
+
+/// The difference between two states of the index. Changes without effect (status, foreign annotations, a file
+/// written anew with the same content) are not in it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ChangeSet {
+    /// Services that appeared, vanished or were declared differently.
+    pub services: HashSet<ServiceKey>,
+    /// Services whose clusters show something else of their endpoints: the set of service accounts.
+    pub facts: HashSet<ServiceKey>,
+    /// Services whose endpoints changed.
+    pub endpoints: HashSet<ServiceKey>,
+    /// Objects that translation reads directly and that changed. Services, slices, pods and entries are not listed:
+    /// what they alter stands in the other fields.
+    pub objects: BTreeSet<ObjectKey>,
+    /// Addresses where a workload, or what it serves, changed: proxies there derive their view anew.
+    pub addresses: HashSet<IpAddr>,
+    /// MeshConfig changed.
+    pub mesh: bool,
+}
+
+impl ChangeSet {
+    /// Nothing changed.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Nothing but endpoints (and the addresses they are at).
+    pub fn only_endpoints(&self) -> bool {
+        self.services.is_empty() && self.facts.is_empty() && self.objects.is_empty() && !self.mesh
+    }
+
+    /// Adds a later change.
+    pub fn merge(&mut self, later: Self) {
+        self.services.extend(later.services);
+        self.facts.extend(later.facts);
+        self.endpoints.extend(later.endpoints);
+        self.objects.extend(later.objects);
+        self.addresses.extend(later.addresses);
+        self.mesh |= later.mesh;
+    }
+
+    /// Whether an object of this kind changed.
+    pub fn has(&self, kind: Kind) -> bool {
+        self.objects_of(kind).next().is_some()
+    }
+
+    /// Changed objects of a kind.
+    pub fn objects_of(&self, kind: Kind) -> impl Iterator<Item = &ObjectKey> {
+        self.objects.iter().filter(move |k| k.kind == kind)
+    }
+}

@@ -1,0 +1,296 @@
+//! Services: what a host is, whichever object declared it.
+//!
+//! Owns the merged form of Kubernetes Services and ServiceEntries. Must not know their endpoints, nor who sees them.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+use mesh_api::{
+    crd::networking::{self, Location},
+    labels::{EXPORT_TO, Labels},
+    meshconfig::MeshConfig,
+    model::Name,
+    names,
+};
+
+use super::{protocol::Protocol, visibility::ExportTo};
+use crate::source::{
+    core::{self, IntOrString},
+    object::{Object, ObjectKey, Spec},
+};
+
+/// Annotation (and field) that says how far endpoints may be away.
+const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+
+/// A host of a namespace. The same host in another namespace is another service.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceKey {
+    /// Fully qualified host, lower case; ServiceEntries may have `*.suffix`.
+    pub host: Name,
+    /// Namespace of the object that declares it.
+    pub namespace: Name,
+}
+
+impl ServiceKey {
+    /// Puts a key together.
+    pub fn new(host: &str, namespace: &str) -> Self {
+        Self { host: host.to_ascii_lowercase().into(), namespace: namespace.into() }
+    }
+}
+
+/// How endpoints of a service are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Resolution {
+    /// The control plane knows them: EDS.
+    Endpoints,
+    /// Every address of the endpoints' names.
+    Dns,
+    /// One address of a name at a time.
+    DnsRoundRobin,
+    /// Whatever address the client dialled (`NONE`, headless services).
+    Passthrough,
+    /// Another name of another service, when that is in the mesh; else DNS.
+    Alias,
+}
+
+/// A service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Service {
+    /// Host and namespace.
+    pub key: ServiceKey,
+    /// Name of the Kubernetes Service; of a ServiceEntry the host.
+    pub name: Name,
+    /// The object (of several ServiceEntries the oldest).
+    pub origin: ObjectKey,
+    /// From Kubernetes, not from a ServiceEntry.
+    pub kubernetes: bool,
+    /// Ports, in declared order.
+    pub ports: Vec<ServicePort>,
+    /// Addresses that clients dial (virtual IPs); CIDR blocks only from ServiceEntries.
+    pub addresses: Vec<IpNet>,
+    /// How endpoints are found.
+    pub resolution: Resolution,
+    /// Not part of the mesh (`MESH_EXTERNAL`, ExternalName): no mesh TLS.
+    pub external: bool,
+    /// A Kubernetes Service without address: clients see its endpoints.
+    pub headless: bool,
+    /// Who sees it.
+    pub export: ExportTo,
+    /// Labels of the object.
+    pub labels: Arc<Labels>,
+    /// Pods and WorkloadEntries behind it.
+    pub selector: Labels,
+    /// Unready endpoints count as ready.
+    pub publish_not_ready: bool,
+    /// Only endpoints of the client's own node.
+    pub node_local: bool,
+    /// Near endpoints first.
+    pub prefer_near: Option<Nearness>,
+    /// Names that servers must present, beside those of their service accounts.
+    pub subject_alt_names: Vec<Name>,
+    /// Host that an ExternalName service stands for.
+    pub alias_of: Option<Name>,
+    /// Age, for who comes first.
+    pub creation: Option<jiff::Timestamp>,
+}
+
+/// `trafficDistribution`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Nearness {
+    /// Network, region, zone, sub-zone.
+    Zone,
+    /// The same, and the node before.
+    Node,
+}
+
+/// A port of a [`Service`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServicePort {
+    /// Name; may be empty for a single port.
+    pub name: Name,
+    /// Number.
+    pub port: u16,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Port of the endpoints.
+    pub target: TargetPort,
+}
+
+/// Port of the endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum TargetPort {
+    /// This one.
+    Number(u16),
+    /// That which the pod calls so.
+    Named(Name),
+}
+
+impl Service {
+    /// A port by number.
+    pub fn port(&self, number: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|p| p.port == number)
+    }
+
+    /// A port by name.
+    pub fn port_by_name(&self, name: &str) -> Option<&ServicePort> {
+        self.ports.iter().find(|p| *p.name == *name)
+    }
+
+    /// The host is a pattern.
+    pub fn is_wildcard(&self) -> bool {
+        super::host::is_wildcard(&self.key.host)
+    }
+
+    /// Single addresses (no blocks).
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addresses.iter().filter(|n| n.prefix_len() == n.max_prefix_len()).map(IpNet::addr)
+    }
+
+    /// Order in which services of one host count: Kubernetes first, then age, then namespace.
+    pub fn precedence(&self) -> (bool, Option<jiff::Timestamp>, &str, &str) {
+        (!self.kubernetes, self.creation, &self.key.namespace, &self.origin.name)
+    }
+
+    /// A Kubernetes Service.
+    pub(super) fn from_kubernetes(object: &Object, spec: &core::Service, mesh: &MeshConfig, domain: &str) -> Self {
+        let key = ServiceKey::new(
+            &names::service_host(&object.key.name, &object.key.namespace, domain),
+            &object.key.namespace,
+        );
+        let alias = spec.kind == "ExternalName" && !spec.external_name.is_empty();
+        let headless = spec.headless() && !alias;
+        let ports = spec.ports.iter().map(|p| ServicePort {
+            name: p.name.as_str().into(),
+            port: p.port,
+            protocol: Protocol::of_service_port(&p.protocol, &p.app_protocol, &p.name, p.port),
+            target: match &p.target_port {
+                None => TargetPort::Number(p.port),
+                Some(IntOrString::Int(n)) => TargetPort::Number(*n),
+                Some(IntOrString::String(s)) => {
+                    s.parse().map_or_else(|_| TargetPort::Named(s.as_str().into()), TargetPort::Number)
+                }
+            },
+        });
+        let export = object.meta.annotations.get(EXPORT_TO).map(String::as_str).unwrap_or_default();
+        let distribution = object.meta.annotations.get(TRAFFIC_DISTRIBUTION).unwrap_or(&spec.traffic_distribution);
+        Self {
+            name: object.key.name.clone(),
+            origin: object.key.clone(),
+            kubernetes: true,
+            ports: ports.collect(),
+            addresses: if alias { vec![] } else { spec.addresses().map(IpNet::from).collect() },
+            resolution: match (alias, headless) {
+                (true, _) => Resolution::Alias,
+                (_, true) => Resolution::Passthrough,
+                _ => Resolution::Endpoints,
+            },
+            external: alias,
+            headless,
+            export: ExportTo::parse(export.split(','), &mesh.default_service_export_to, &key.namespace),
+            labels: Arc::new(object.meta.labels.clone()),
+            selector: spec.selector.clone(),
+            publish_not_ready: spec.publish_not_ready_addresses,
+            node_local: spec.internal_traffic_policy == "Local",
+            prefer_near: nearness(distribution),
+            subject_alt_names: vec![],
+            alias_of: alias.then(|| spec.external_name.trim_end_matches('.').to_ascii_lowercase().into()),
+            creation: object.meta.creation,
+            key,
+        }
+    }
+
+    /// One host of a ServiceEntry.
+    pub(super) fn from_entry(object: &Object, spec: &networking::ServiceEntry, host: &str, mesh: &MeshConfig) -> Self {
+        let key = ServiceKey::new(host, &object.key.namespace);
+        let ports = spec.ports.iter().map(|p| ServicePort {
+            name: p.name.as_str().into(),
+            port: p.number,
+            protocol: Protocol::parse(&p.protocol),
+            target: TargetPort::Number(p.target_port.unwrap_or(p.number)),
+        });
+        let distribution = object.meta.annotations.get(TRAFFIC_DISTRIBUTION).map(String::as_str).unwrap_or_default();
+        Self {
+            name: key.host.clone(),
+            origin: object.key.clone(),
+            kubernetes: false,
+            ports: ports.collect(),
+            addresses: spec.addresses.iter().filter_map(|a| block(a)).collect(),
+            resolution: match spec.resolution {
+                networking::Resolution::None | networking::Resolution::DynamicDns => Resolution::Passthrough,
+                networking::Resolution::Static => Resolution::Endpoints,
+                networking::Resolution::Dns => Resolution::Dns,
+                networking::Resolution::DnsRoundRobin => Resolution::DnsRoundRobin,
+            },
+            external: spec.location == Location::MeshExternal,
+            headless: false,
+            export: ExportTo::parse(
+                spec.export_to.iter().map(String::as_str),
+                &mesh.default_service_export_to,
+                &key.namespace,
+            ),
+            labels: Arc::new(object.meta.labels.clone()),
+            selector: spec.workload_selector.as_ref().map(|s| s.labels.clone()).unwrap_or_default(),
+            publish_not_ready: false,
+            node_local: false,
+            prefer_near: nearness(distribution),
+            subject_alt_names: spec.subject_alt_names.iter().map(|s| s.as_str().into()).collect(),
+            alias_of: None,
+            creation: object.meta.creation,
+            key,
+        }
+    }
+
+    /// Joins a younger ServiceEntry of the same host and namespace: what it adds, nothing it contradicts. Returns
+    /// whether its endpoints belong to the result.
+    pub(super) fn join(&mut self, younger: Self) -> bool {
+        if younger.resolution != self.resolution || younger.external != self.external {
+            return false;
+        }
+        for port in younger.ports {
+            if self.port(port.port).is_none() {
+                self.ports.push(port);
+            }
+        }
+        for address in younger.addresses {
+            if !self.addresses.contains(&address) {
+                self.addresses.push(address);
+            }
+        }
+        for name in younger.subject_alt_names {
+            if !self.subject_alt_names.contains(&name) {
+                self.subject_alt_names.push(name);
+            }
+        }
+        true
+    }
+}
+
+/// The hosts that an object declares, as service keys.
+pub(super) fn declared_keys(object: &Object, domain: &str) -> Vec<ServiceKey> {
+    match &object.spec {
+        Spec::Service(_) => {
+            let host = names::service_host(&object.key.name, &object.key.namespace, domain);
+            vec![ServiceKey::new(&host, &object.key.namespace)]
+        }
+        Spec::ServiceEntry(se) => {
+            let mut keys: Vec<_> = se.hosts.iter().map(|h| ServiceKey::new(h, &object.key.namespace)).collect();
+            keys.sort();
+            keys.dedup();
+            keys
+        }
+        _ => vec![],
+    }
+}
+
+/// An address or a block of addresses.
+fn block(text: &str) -> Option<IpNet> {
+    text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse::<IpNet>().map(|n| n.trunc())).ok()
+}
+
+fn nearness(word: &str) -> Option<Nearness> {
+    match word {
+        "PreferClose" | "PreferSameZone" => Some(Nearness::Zone),
+        "PreferSameNode" => Some(Nearness::Node),
+        _ => None,
+    }
+}
