@@ -103,6 +103,8 @@ pub struct Index {
     slices: HashMap<(Name, Name), OrdSet<ObjectKey>>,
     rules: HashMap<Name, Stamped<NamespaceRules>>,
     virtual_services: Stamped<Vec<Arc<VirtualServiceEntry>>>,
+    /// Services with a selector, by namespace and one pair of it.
+    selecting: HashMap<(Name, Name, Name), OrdSet<ServiceKey>>,
     /// ExternalName services by the host they stand for.
     aliases: HashMap<Name, OrdSet<ServiceKey>>,
     stamps: Arc<BTreeMap<Kind, Stamp>>,
@@ -123,6 +125,7 @@ impl PartialEq for Index {
             && self.slices == other.slices
             && self.rules == other.rules
             && self.virtual_services == other.virtual_services
+            && self.selecting == other.selecting
             && self.aliases == other.aliases
     }
 }
@@ -141,6 +144,7 @@ impl Index {
             slices: HashMap::new(),
             rules: HashMap::new(),
             virtual_services: Stamped::default(),
+            selecting: HashMap::new(),
             aliases: HashMap::new(),
             stamps: Arc::default(),
             services_stamp: Stamp::NONE,

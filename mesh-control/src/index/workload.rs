@@ -59,9 +59,7 @@ impl Workload {
     /// A WorkloadEntry, or an inline endpoint (`index`) of a ServiceEntry.
     pub(super) fn of_entry(object: &Object, index: usize, entry: &networking::WorkloadEntry) -> Self {
         let own = matches!(object.spec, Spec::WorkloadEntry(_));
-        // The labels of a WorkloadEntry are those of its spec and of its metadata.
-        let mut all = if own { object.meta.labels.clone() } else { Labels::new() };
-        all.extend(entry.labels.clone());
+        let all = if own { labels_of(object) } else { entry.labels.clone() };
         let name = match all.get(labels::WORKLOAD_NAME) {
             Some(name) => name.as_str().into(),
             None if own => object.key.name.clone(),
@@ -101,6 +99,15 @@ impl Workload {
         )
         .into()
     }
+}
+
+/// Labels that selectors see; those of a WorkloadEntry stand in its spec and in its metadata.
+pub(super) fn labels_of(object: &Object) -> Labels {
+    let mut all = object.meta.labels.clone();
+    if let Spec::WorkloadEntry(entry) = &object.spec {
+        all.extend(entry.labels.clone());
+    }
+    all
 }
 
 /// The workloads that an object puts at addresses.
