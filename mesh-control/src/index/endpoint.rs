@@ -254,11 +254,7 @@ pub(super) fn of_pod(service: &Service, workload: &Arc<Workload>, pod: &core::Po
 
 /// A WorkloadEntry that a selector found, or an inline endpoint.
 pub(super) fn of_entry(service: &Service, workload: &Arc<Workload>, entry: &WorkloadEntry) -> Endpoint {
-    let ports = service
-        .ports
-        .iter()
-        .filter_map(|p| Some((p.port, entry_port(entry, p)?)))
-        .collect();
+    let ports = service.ports.iter().filter_map(|p| Some((p.port, entry_port(entry, p)?))).collect();
     Endpoint {
         address: EndpointAddress::parse(&entry.address),
         ports,

@@ -31,6 +31,7 @@ use mesh_api::{
     model::Name,
 };
 
+use self::rules::NamespaceRules;
 pub use self::{
     change::ChangeSet,
     endpoint::{Endpoint, EndpointAddress, EndpointFacts, Health, ServiceEndpoints},
@@ -44,7 +45,6 @@ pub use self::{
     workload::Workload,
     writer::IndexWriter,
 };
-use self::rules::NamespaceRules;
 use crate::{
     source::{
         core,
@@ -198,10 +198,7 @@ impl Index {
     pub fn objects_in<'a>(&'a self, kind: Kind, namespace: &str) -> impl Iterator<Item = &'a Arc<Object>> + use<'a> {
         let from = ObjectKey::new(kind, namespace, "");
         let namespace = from.namespace.clone();
-        self.objects
-            .range(from..)
-            .take_while(move |(k, _)| k.kind == kind && k.namespace == namespace)
-            .map(|(_, o)| o)
+        self.objects.range(from..).take_while(move |(k, _)| k.kind == kind && k.namespace == namespace).map(|(_, o)| o)
     }
 
     /// Changes whenever an object of this kind does. Not kept for Pods, EndpointSlices and WorkloadEntries.
@@ -310,9 +307,10 @@ impl Index {
         let host = &*service.key.host;
         let root = self.mesh.root_namespace();
         // In the root namespace rules for everybody live beside its own: there only private ones come first.
-        let own = self.rules.get(namespace).map_or(&[][..], |r| {
-            if namespace == root { r.private(host) } else { r.local(host) }
-        });
+        let own = self
+            .rules
+            .get(namespace)
+            .map_or(&[][..], |r| if namespace == root { r.private(host) } else { r.local(host) });
         if !own.is_empty() {
             return own;
         }
@@ -346,7 +344,11 @@ impl Index {
     }
 
     /// VirtualServices of a gateway (`namespace/name`) whose proxies run in `namespace`, oldest first.
-    pub fn gateway_virtual_services(&self, gateway: &str, namespace: &str) -> impl Iterator<Item = &Arc<VirtualServiceEntry>> {
+    pub fn gateway_virtual_services(
+        &self,
+        gateway: &str,
+        namespace: &str,
+    ) -> impl Iterator<Item = &Arc<VirtualServiceEntry>> {
         self.virtual_services.iter().filter(move |v| v.applies_to(gateway) && v.export.visible(namespace))
     }
 
@@ -397,11 +399,8 @@ impl Index {
     /// Services of a proxy's namespace that have endpoints at its addresses, with each of their ports.
     fn targets(&self, view: &ProxyView) -> Vec<ServiceTarget> {
         let keys: BTreeSet<&ServiceKey> = view.ips.iter().filter_map(|ip| self.served.get(ip)).flatten().collect();
-        let mut entries: Vec<&ServiceEntry> = keys
-            .into_iter()
-            .filter(|k| k.namespace == view.namespace)
-            .filter_map(|k| self.services.get(k))
-            .collect();
+        let mut entries: Vec<&ServiceEntry> =
+            keys.into_iter().filter(|k| k.namespace == view.namespace).filter_map(|k| self.services.get(k)).collect();
         entries.sort_by(|a, b| a.service.precedence().cmp(&b.service.precedence()));
         let mut out: Vec<ServiceTarget> = Vec::new();
         for entry in entries {
@@ -409,11 +408,8 @@ impl Index {
             for (_, endpoint) in here {
                 for (port, target) in &endpoint.ports {
                     let Some(port) = entry.service.port(*port) else { continue };
-                    let target = ServiceTarget {
-                        service: entry.service.clone(),
-                        port: port.clone(),
-                        target_port: *target,
-                    };
+                    let target =
+                        ServiceTarget { service: entry.service.clone(), port: port.clone(), target_port: *target };
                     if !out.contains(&target) {
                         out.push(target);
                     }

@@ -66,7 +66,8 @@ impl Protocol {
             _ => {}
         }
         let name = if app_protocol.is_empty() { name } else { app_protocol };
-        let found = if name.len() >= 8 && name.as_bytes().get(..8).is_some_and(|p| p.eq_ignore_ascii_case(b"grpc-web")) {
+        let found = if name.len() >= 8 && name.as_bytes().get(..8).is_some_and(|p| p.eq_ignore_ascii_case(b"grpc-web"))
+        {
             Self::GrpcWeb
         } else {
             Self::parse(name.split('-').next().unwrap_or_default())

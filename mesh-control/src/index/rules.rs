@@ -13,11 +13,7 @@ use mesh_api::{
     names::complete_host,
 };
 
-use super::{
-    host,
-    stamp::Stamped,
-    visibility::ExportTo,
-};
+use super::{host, stamp::Stamped, visibility::ExportTo};
 use crate::source::object::{Object, ObjectKey, Spec};
 
 /// The DestinationRules of one host (and workload selector) of a namespace, merged.
@@ -48,9 +44,8 @@ impl Rule {
 
 /// Of the rules for a host the one that holds for a client workload: one whose selector fits, else one without.
 pub fn select<'a>(rules: &'a [Stamped<Rule>], namespace: &str, labels: &Labels) -> Option<&'a Stamped<Rule>> {
-    let fits = |r: &&Stamped<Rule>| {
-        *r.namespace == *namespace && r.selector.as_ref().is_some_and(|s| selects(s, labels))
-    };
+    let fits =
+        |r: &&Stamped<Rule>| *r.namespace == *namespace && r.selector.as_ref().is_some_and(|s| selects(s, labels));
     rules.iter().find(fits).or_else(|| rules.iter().find(|r| r.selector.is_none()))
 }
 
@@ -147,7 +142,13 @@ pub(super) struct NamespaceRules {
 
 impl NamespaceRules {
     /// From all rules of the namespace, oldest first.
-    pub(super) fn build(namespace: &str, rules: &[Arc<Object>], mesh: &MeshConfig, domain: &str, old: Option<&Self>) -> Self {
+    pub(super) fn build(
+        namespace: &str,
+        rules: &[Arc<Object>],
+        mesh: &MeshConfig,
+        domain: &str,
+        old: Option<&Self>,
+    ) -> Self {
         let mut out = Self::default();
         for object in rules {
             let Spec::DestinationRule(spec) = &object.spec else { continue };

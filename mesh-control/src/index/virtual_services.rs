@@ -2,12 +2,7 @@
 
 use std::sync::Arc;
 
-use mesh_api::{
-    crd::networking,
-    meshconfig::MeshConfig,
-    model::Name,
-    names::complete_host,
-};
+use mesh_api::{crd::networking, meshconfig::MeshConfig, model::Name, names::complete_host};
 
 use super::visibility::ExportTo;
 use crate::source::object::{Object, Spec};
@@ -40,11 +35,7 @@ impl VirtualServiceEntry {
             spec.gateways.iter().map(|g| gateway_name(g, namespace, domain)).collect()
         };
         Some(Self {
-            hosts: spec
-                .hosts
-                .iter()
-                .map(|h| complete_host(h, namespace, domain).to_ascii_lowercase().into())
-                .collect(),
+            hosts: spec.hosts.iter().map(|h| complete_host(h, namespace, domain).to_ascii_lowercase().into()).collect(),
             gateways,
             export: ExportTo::parse(
                 spec.export_to.iter().map(String::as_str),

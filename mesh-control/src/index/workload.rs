@@ -71,11 +71,7 @@ impl Workload {
             namespace: object.key.namespace.clone(),
             name,
             service_account: entry.service_account.as_str().into(),
-            network: if entry.network.is_empty() {
-                text(&all, labels::NETWORK)
-            } else {
-                entry.network.as_str().into()
-            },
+            network: if entry.network.is_empty() { text(&all, labels::NETWORK) } else { entry.network.as_str().into() },
             locality,
             node: "".into(),
             mesh_tls: match all.get(labels::TLS_MODE) {
@@ -135,11 +131,7 @@ pub(super) fn label_locality(all: &Labels) -> Locality {
         // In labels, where `/` is not allowed, dots separate.
         return Locality::parse(&if text.contains('/') { text.clone() } else { text.replace('.', "/") });
     }
-    Locality {
-        region: text(all, labels::REGION),
-        zone: text(all, labels::ZONE),
-        sub_zone: text(all, labels::SUBZONE),
-    }
+    Locality { region: text(all, labels::REGION), zone: text(all, labels::ZONE), sub_zone: text(all, labels::SUBZONE) }
 }
 
 /// `web-7d4b9c-x2x9z` of a Deployment is `web`; the hash stands in a label.
@@ -182,7 +174,8 @@ mod tests {
     fn localities_of_labels() {
         let own: Labels = [(labels::LOCALITY.to_owned(), "eu.a.1".to_owned())].into();
         assert_eq!(label_locality(&own).to_string(), "eu/a/1");
-        let zone: Labels = [(labels::REGION.to_owned(), "eu".to_owned()), (labels::ZONE.to_owned(), "a".to_owned())].into();
+        let zone: Labels =
+            [(labels::REGION.to_owned(), "eu".to_owned()), (labels::ZONE.to_owned(), "a".to_owned())].into();
         assert_eq!(label_locality(&zone).to_string(), "eu/a");
     }
 }

@@ -267,9 +267,8 @@ impl IndexWriter {
         if old.is_none() && new.is_none() {
             return;
         }
-        let stamps = |e: &Option<ServiceEntry>| {
-            e.as_ref().map(|e| (e.service.stamp(), e.endpoints.stamp(), e.facts.stamp()))
-        };
+        let stamps =
+            |e: &Option<ServiceEntry>| e.as_ref().map(|e| (e.service.stamp(), e.endpoints.stamp(), e.facts.stamp()));
         let (before, after) = (stamps(&old), stamps(&new));
         if before == after {
             return;
@@ -381,13 +380,7 @@ impl IndexWriter {
     }
 
     /// Pods and WorkloadEntries that a selector picks.
-    fn selected(
-        &self,
-        owner: &ObjectKey,
-        service: &Service,
-        selector: &Labels,
-        pods: bool,
-    ) -> Vec<endpoint::Endpoint> {
+    fn selected(&self, owner: &ObjectKey, service: &Service, selector: &Labels, pods: bool) -> Vec<endpoint::Endpoint> {
         let mut out = Vec::new();
         if selector.is_empty() {
             return out;
