@@ -1,0 +1,3 @@
+//! What the end-to-end tests are made of. Nothing here is linked into the product.
+
+pub mod borders;
