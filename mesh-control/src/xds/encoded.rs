@@ -73,6 +73,12 @@ impl Encoded {
         Arc::new(Self { name, hash, delta: out.freeze(), sotw, any, message, needs: needs.into_boxed_slice() })
     }
 
+    /// A name without a resource, for tables of what clients asked for.
+    pub(super) fn bare(name: impl Into<Name>) -> Arc<Self> {
+        let needs = Box::default();
+        Arc::new(Self { name: name.into(), hash: 0, delta: Bytes::new(), sotw: 0, any: 0, message: 0, needs })
+    }
+
     /// A cluster; it needs its endpoints and the secrets it takes from the stream.
     pub fn cluster(cluster: &Cluster) -> Arc<Self> {
         let mut needs = Needs::default();
