@@ -15,11 +15,7 @@ use super::{
 ///
 /// # Errors
 /// When a limit is exceeded; the stream is to be ended.
-pub fn request(
-    sub: &mut Subscription,
-    req: &DeltaDiscoveryRequest,
-    res: &dyn Resources,
-) -> Result<Request, Refused> {
+pub fn request(sub: &mut Subscription, req: &DeltaDiscoveryRequest, res: &dyn Resources) -> Result<Request, Refused> {
     let mut seen = Request { first: !sub.opened, ..Request::default() };
     sub.opened = true;
     if !req.response_nonce.is_empty() && !seen.first {

@@ -316,8 +316,7 @@ impl Session {
             Protocol::Delta => (state.to_owned(), resources, removed),
             Protocol::Sotw => {
                 let version = sotw::version(sub);
-                let resources =
-                    if sotw::is_complete(ty) { sub.held().cloned().collect() } else { resources };
+                let resources = if sotw::is_complete(ty) { sub.held().cloned().collect() } else { resources };
                 (version, resources, Vec::new())
             }
         };

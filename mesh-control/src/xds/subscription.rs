@@ -324,12 +324,8 @@ impl Subscription {
     /// been [asked](Self::ask) after [`Self::begin_list`].
     pub fn end_list(&mut self) -> Vec<Name> {
         let stamp = self.stamp;
-        let gone: Vec<Name> = self
-            .slots
-            .iter()
-            .filter(|s| s.asked && s.stamp.get() != stamp)
-            .map(|s| s.enc.name().clone())
-            .collect();
+        let gone: Vec<Name> =
+            self.slots.iter().filter(|s| s.asked && s.stamp.get() != stamp).map(|s| s.enc.name().clone()).collect();
         for name in &gone {
             if let Some(mut slot) = self.slots.take(&**name) {
                 slot.asked = false;

@@ -26,7 +26,8 @@ impl World {
     /// A cluster that needs endpoints of its own name.
     pub(crate) fn eds(&mut self, name: &str, body: &str) -> &mut Self {
         let needs = vec![Need { ty: TypeUrl::Endpoints, name: name.into() }];
-        self.0.insert((TypeUrl::Cluster, name.to_owned()), Encoded::new(TypeUrl::Cluster, name, body.as_bytes(), needs));
+        self.0
+            .insert((TypeUrl::Cluster, name.to_owned()), Encoded::new(TypeUrl::Cluster, name, body.as_bytes(), needs));
         self
     }
     pub(crate) fn del(&mut self, ty: TypeUrl, name: &str) -> &mut Self {
