@@ -15,6 +15,7 @@ use mesh_api::{
 use crate::{
     index::{Service, ServicePort, Stamped},
     source::object::ObjectKey,
+    xds::node::Client,
 };
 
 /// Sidecar or gateway.
@@ -80,6 +81,8 @@ pub struct ProxyView {
     pub cluster: Name,
     /// Where it is.
     pub locality: Locality,
+    /// Node it runs on; empty: not known.
+    pub node: Name,
     /// Service account, the authenticated one when the caller was authenticated.
     pub service_account: Name,
     /// Labels for selectors: those of the workload registered at its address, else those of the node metadata.
@@ -147,6 +150,7 @@ impl ProxyView {
             network: metadata.network.as_str().into(),
             cluster: metadata.cluster_id.as_str().into(),
             locality,
+            node: "".into(),
             service_account: metadata.service_account.as_str().into(),
             labels: Arc::new(metadata.labels.clone()),
             proxy_config: Arc::new(proxy_config),
@@ -155,6 +159,23 @@ impl ProxyView {
             targets: Arc::default(),
             sidecar: None,
         }
+    }
+
+    /// From a stream's client; an authenticated service account counts more than a claimed one.
+    pub fn of_client(client: &Client) -> Self {
+        let mut view = Self::new(
+            &client.id,
+            client.metadata.clone(),
+            Locality {
+                region: client.locality.region.as_str().into(),
+                zone: client.locality.zone.as_str().into(),
+                sub_zone: client.locality.sub_zone.as_str().into(),
+            },
+            &client.user_agent,
+            &client.user_agent_version,
+        );
+        view.service_account = client.service_account().into();
+        view
     }
 
     /// Whether this is a sidecar.

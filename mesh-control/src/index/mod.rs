@@ -425,6 +425,7 @@ impl Index {
     pub fn view(&self, mut view: ProxyView) -> ProxyView {
         if let Some(workload) = self.workload_of(&view).cloned() {
             view.labels = workload.labels.clone();
+            view.node = workload.node.clone();
             if view.locality == mesh_api::model::Locality::default() {
                 view.locality = workload.locality.clone();
             }

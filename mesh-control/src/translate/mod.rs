@@ -1,7 +1,18 @@
 //! From the index and the view of a proxy to the plain model: what each proxy must do.
+//!
+//! [`Translator`] answers streams: it finds the maker of a resource by type and name. The makers are pure functions of
+//! (index, declared subset of the view, name); what they made is kept encoded, shared by all proxies it is the same for.
 
+pub mod cache;
 pub mod delegate;
 pub mod filter_names;
 pub mod match_conditions;
 pub mod rule_parts;
+pub mod scope;
+mod translator;
 pub mod virtual_service;
+
+pub use self::{
+    scope::{Egress, Scope, Scoped},
+    translator::{Request, Translator},
+};
