@@ -40,7 +40,13 @@ impl<K, B> fmt::Debug for Cache<K, B> {
 
 impl<K: PartialEq, B: PartialEq> Cache<K, B> {
     /// The stored resource, or a new one.
-    pub fn get(&self, name: &str, key: K, basis: B, make: impl FnOnce() -> Option<Arc<Encoded>>) -> Option<Arc<Encoded>> {
+    pub fn get(
+        &self,
+        name: &str,
+        key: K,
+        basis: B,
+        make: impl FnOnce() -> Option<Arc<Encoded>>,
+    ) -> Option<Arc<Encoded>> {
         if let Some(entries) = self.names.read().get(name)
             && let Some(found) = entries.iter().find(|e| e.key == key)
             && found.basis == basis

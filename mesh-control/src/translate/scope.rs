@@ -20,7 +20,8 @@ use smallvec::SmallVec;
 
 use crate::{
     index::{
-        Index, Protocol, Service, ServicePort, Stamp, Stamped, VirtualServiceEntry, host, virtual_services::MESH_GATEWAY,
+        Index, Protocol, Service, ServicePort, Stamp, Stamped, VirtualServiceEntry, host,
+        virtual_services::MESH_GATEWAY,
     },
     source::object::{Kind, Object, ObjectKey, Spec},
     view::ProxyView,
@@ -55,7 +56,9 @@ impl Scoped {
         match (&mut self.only, &other.only) {
             (None, _) => {}
             (only, None) => *only = None,
-            (Some(own), Some(more)) => own.extend(more.iter().filter(|p| !own.contains(p)).copied().collect::<Vec<_>>()),
+            (Some(own), Some(more)) => {
+                own.extend(more.iter().filter(|p| !own.contains(p)).copied().collect::<Vec<_>>())
+            }
         }
     }
 }
@@ -140,7 +143,9 @@ impl Scope {
     pub fn service(&self, host: &str) -> Option<&Scoped> {
         let found = self.by_host.get(host).copied();
         let found = found.or_else(|| {
-            host.bytes().any(|b| b.is_ascii_uppercase()).then(|| self.by_host.get(&*host.to_ascii_lowercase()).copied())?
+            host.bytes()
+                .any(|b| b.is_ascii_uppercase())
+                .then(|| self.by_host.get(&*host.to_ascii_lowercase()).copied())?
         });
         self.services.get(found?)
     }
@@ -298,9 +303,10 @@ impl Everything {
                 .takes(&s.key.namespace, |pattern| host::within(pattern, &s.key.host))
                 .then(|| Scoped { service: s.clone(), only: port.map(|p| SmallVec::from_slice(&[p])) })
         });
-        let virtual_services = self.virtual_services.iter().filter(|vs| {
-            imports.takes(vs.namespace(), |pattern| vs.hosts.iter().any(|h| host::overlap(pattern, h)))
-        });
+        let virtual_services = self
+            .virtual_services
+            .iter()
+            .filter(|vs| imports.takes(vs.namespace(), |pattern| vs.hosts.iter().any(|h| host::overlap(pattern, h))));
         Egress {
             listener: Some(listener.clone()),
             services: one_a_host(services, Some(namespace)),
