@@ -6,6 +6,7 @@
 
 pub mod ca;
 pub mod index;
+pub mod metrics;
 pub mod source;
 pub mod translate;
 pub mod validate;

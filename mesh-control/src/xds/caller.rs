@@ -1,10 +1,34 @@
 //! Who opened a stream, and whether what its node claims fits.
 //!
-//! Owns the decision per stream. Must not know how a certificate or token is verified: `ca/authenticate.rs` does that.
+//! Owns the decision per stream. Must not know how a certificate or token is verified: `ca` does that, behind
+//! [`Authenticate`].
 
+use std::{fmt, net::SocketAddr, sync::Arc};
+
+use futures_util::future::BoxFuture;
 use mesh_api::identity::SpiffeId;
+use rustls_pki_types::CertificateDer;
 
 use super::node::Client;
+
+/// What a connection tells before anything is asked on it.
+#[derive(Debug, Clone, Default)]
+pub struct Peer {
+    /// The other end.
+    pub address: Option<SocketAddr>,
+    /// Its certificates, leaf first, verified by the TLS handshake already; `None`: it showed none.
+    pub certificates: Option<Arc<[CertificateDer<'static>]>>,
+}
+
+/// Finds out who calls.
+pub trait Authenticate: fmt::Debug + Send + Sync + 'static {
+    /// The workload behind a certificate or a bearer token; the error is for the client's eyes.
+    fn authenticate<'a>(
+        &'a self,
+        peer: &'a Peer,
+        bearer: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<SpiffeId, String>>;
+}
 
 /// Who opened a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +46,9 @@ impl Caller {
     }
 
     /// Whether what the node claims fits who it is; the error is for the client's eyes.
+    ///
+    /// # Errors
+    /// When it does not fit.
     pub fn permits(&self, client: &Client) -> Result<(), String> {
         let Caller::Workload(id) = self else { return Ok(()) };
         let namespace = client.namespace();

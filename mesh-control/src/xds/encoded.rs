@@ -154,6 +154,16 @@ impl Encoded {
         self.delta.slice(self.sotw..)
     }
 
+    /// Length of [`Self::delta_entry`].
+    pub fn delta_len(&self) -> usize {
+        self.delta.len()
+    }
+
+    /// Length of [`Self::sotw_entry`].
+    pub fn sotw_len(&self) -> usize {
+        self.delta.len() - self.sotw
+    }
+
     /// The encoded `google.protobuf.Any`.
     pub fn any(&self) -> Bytes {
         self.delta.slice(self.any..)

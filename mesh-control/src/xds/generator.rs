@@ -93,6 +93,18 @@ impl Affected {
         self
     }
 
+    /// Adds what another change may have altered.
+    pub fn add(&mut self, other: Self) {
+        self.view |= other.view;
+        for (old, new) in self.types.iter_mut().zip(other.types) {
+            match (&mut *old, new) {
+                (Names::All, _) | (_, Names::None) => {}
+                (Names::Some(old), Names::Some(new)) => old.extend(new),
+                (old, new) => *old = new,
+            }
+        }
+    }
+
     /// These resources may have changed.
     pub fn with(mut self, ty: TypeUrl, names: impl IntoIterator<Item = Name>) -> Self {
         if let Some(slot) = self.types.get_mut(ty as usize) {
