@@ -23,11 +23,7 @@ pub struct Peer {
 /// Finds out who calls.
 pub trait Authenticate: fmt::Debug + Send + Sync + 'static {
     /// The workload behind a certificate or a bearer token; the error is for the client's eyes.
-    fn authenticate<'a>(
-        &'a self,
-        peer: &'a Peer,
-        bearer: Option<&'a str>,
-    ) -> BoxFuture<'a, Result<SpiffeId, String>>;
+    fn authenticate<'a>(&'a self, peer: &'a Peer, bearer: Option<&'a str>) -> BoxFuture<'a, Result<SpiffeId, String>>;
 }
 
 /// Who opened a stream.

@@ -87,7 +87,13 @@ pub enum Out {
 }
 
 /// Serves one stream until either side ends it.
-pub async fn run<G: Generator>(hub: Arc<Hub<G>>, mut inbound: Inbound, out: mpsc::Sender<Out>, caller: Caller, peer: Peer) {
+pub async fn run<G: Generator>(
+    hub: Arc<Hub<G>>,
+    mut inbound: Inbound,
+    out: mpsc::Sender<Out>,
+    caller: Caller,
+    peer: Peer,
+) {
     let result = match begin(&hub, &mut inbound, &out, caller, &peer).await {
         Ok((mut stream, first)) => stream.serve(first, &mut inbound).await,
         Err(status) => Err(status),
@@ -137,16 +143,8 @@ async fn begin<G: Generator>(
     };
     tracing::info!(target: "xds", proxy = handle.client.proxy_id(), peer = ?peer.address, ?protocol, "connected");
     let session = Session::new(protocol, rand::random());
-    let stream = Stream {
-        hub: hub.clone(),
-        handle,
-        session,
-        view,
-        state,
-        out: out.clone(),
-        converging: None,
-        sent: false,
-    };
+    let stream =
+        Stream { hub: hub.clone(), handle, session, view, state, out: out.clone(), converging: None, sent: false };
     Ok((stream, first))
 }
 
