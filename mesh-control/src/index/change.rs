@@ -1,9 +1,11 @@
 //! What a batch of object changes altered, precisely.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
 };
+
+use mesh_api::model::Name;
 
 use super::service::ServiceKey;
 use crate::source::object::{Kind, ObjectKey};
@@ -14,6 +16,10 @@ use crate::source::object::{Kind, ObjectKey};
 pub struct ChangeSet {
     /// Services that appeared, vanished or were declared differently.
     pub services: HashSet<ServiceKey>,
+    /// Ports of those services, before and after.
+    pub ports: BTreeMap<ServiceKey, BTreeSet<u16>>,
+    /// Hosts (or patterns) whose DestinationRules changed, with the names of their subsets before and after.
+    pub rules: BTreeMap<Name, BTreeSet<Name>>,
     /// Services whose clusters show something else of their endpoints: the set of service accounts.
     pub facts: HashSet<ServiceKey>,
     /// Services whose endpoints changed.
@@ -41,6 +47,12 @@ impl ChangeSet {
     /// Adds a later change.
     pub fn merge(&mut self, later: Self) {
         self.services.extend(later.services);
+        for (key, ports) in later.ports {
+            self.ports.entry(key).or_default().extend(ports);
+        }
+        for (host, subsets) in later.rules {
+            self.rules.entry(host).or_default().extend(subsets);
+        }
         self.facts.extend(later.facts);
         self.endpoints.extend(later.endpoints);
         self.objects.extend(later.objects);

@@ -136,11 +136,18 @@ pub struct EndpointFacts {
     pub accounts: BTreeSet<(Name, Name)>,
     /// Every endpoint terminates mesh TLS (and there is one).
     pub all_mesh_tls: bool,
+    /// There are IPv4 and IPv6 addresses.
+    pub both_families: bool,
 }
 
 impl EndpointFacts {
     pub(super) fn of(endpoints: &ServiceEndpoints) -> Self {
-        let mut facts = Self { all_mesh_tls: endpoints.iter().next().is_some(), ..Self::default() };
+        let family = |v6: bool| endpoints.iter().any(|(_, e)| e.ip().is_some_and(|ip| ip.is_ipv6() == v6));
+        let mut facts = Self {
+            all_mesh_tls: endpoints.iter().next().is_some(),
+            both_families: family(true) && family(false),
+            ..Self::default()
+        };
         for (_, e) in endpoints.iter() {
             facts.all_mesh_tls &= e.workload.mesh_tls;
             let account = (&e.workload.namespace, &e.workload.service_account);

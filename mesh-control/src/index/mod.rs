@@ -328,6 +328,16 @@ impl Index {
         rules::select(self.destination_rules(service, &view.namespace), &view.namespace, &view.labels)
     }
 
+    /// Names of the subsets that any client may know a host to have.
+    pub fn subset_names(&self, host: &str) -> BTreeSet<Name> {
+        self.rules.values().flat_map(|r| r.arc().subsets(host)).collect()
+    }
+
+    /// Whether rules hold only for certain workloads of a namespace.
+    pub fn has_selective_rules(&self, namespace: &str) -> bool {
+        self.rules.get(namespace).is_some_and(|r| r.is_selective())
+    }
+
     /// Changes whenever a DestinationRule does.
     pub fn rules_stamp(&self) -> Stamp {
         self.rules_stamp

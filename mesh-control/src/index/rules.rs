@@ -129,6 +129,11 @@ impl Table {
     }
 }
 
+/// The whole host of a rule, lower case.
+pub(super) fn host_of(rule: &DestinationRule, namespace: &str, domain: &str) -> Name {
+    complete_host(&rule.host, namespace, domain).to_ascii_lowercase().into()
+}
+
 /// The rules of one namespace.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct NamespaceRules {
@@ -152,7 +157,7 @@ impl NamespaceRules {
         let mut out = Self::default();
         for object in rules {
             let Spec::DestinationRule(spec) = &object.spec else { continue };
-            let host: Name = complete_host(&spec.host, namespace, domain).to_ascii_lowercase().into();
+            let host = host_of(spec, namespace, domain);
             let export = if spec.workload_selector.is_some() {
                 ExportTo::parse(["."], &[], namespace)
             } else {
@@ -174,6 +179,20 @@ impl NamespaceRules {
         out.exported.keep(&old.exported);
         out.private.keep(&old.private);
         out
+    }
+
+    /// Names of all subsets that any rule gives a host.
+    pub(super) fn subsets<'a>(&'a self, host: &'a str) -> impl Iterator<Item = Name> + 'a {
+        let exact = [&self.local, &self.exported].into_iter().filter_map(move |t| t.exact.get(host));
+        let patterns = [&self.local, &self.exported]
+            .into_iter()
+            .flat_map(move |t| t.patterns.iter().filter(move |(p, _)| host::within(p, host)).map(|(_, rules)| rules));
+        exact.chain(patterns).flatten().flat_map(|r| r.arc().spec.subsets.iter().map(|s| s.name.as_str().into()))
+    }
+
+    /// Some rules are only for certain workloads.
+    pub(super) fn is_selective(&self) -> bool {
+        self.local.all().any(|r| r.selector.is_some())
     }
 
     /// For clients of this namespace itself.

@@ -15,7 +15,7 @@ use super::{
     ChangeSet, EndpointFacts, Index, MESH_CONFIG, Options, Service, ServiceEndpoints, ServiceEntry, ServiceKey, Stamp,
     Stamped, VirtualServiceEntry, Workload,
     endpoint::{self, Shard, ShardKey},
-    rules::NamespaceRules,
+    rules::{self, NamespaceRules},
     service::declared_keys,
     workload,
 };
@@ -131,6 +131,15 @@ impl IndexWriter {
                 dirty.kinds.insert(key.kind);
             }
             _ => {
+                let rules = [&old, &new].into_iter().flatten().filter_map(|o| match &o.spec {
+                    Spec::DestinationRule(rule) => Some(rule),
+                    _ => None,
+                });
+                for rule in rules {
+                    let host = rules::host_of(rule, &key.namespace, &self.index.options.domain);
+                    let subsets = rule.subsets.iter().map(|s| Name::from(s.name.as_str()));
+                    out.rules.entry(host).or_default().extend(subsets);
+                }
                 dirty.kinds.insert(key.kind);
                 out.objects.insert(key);
             }
@@ -276,6 +285,8 @@ impl IndexWriter {
         let redeclared = before.map(|s| s.0) != after.map(|s| s.0);
         if redeclared {
             out.services.insert(key.clone());
+            let declarations = old.iter().chain(&new).flat_map(|e| e.service.arc().ports.iter());
+            out.ports.entry(key.clone()).or_default().extend(declarations.map(|p| p.port));
             self.enter_declaration(key, old.as_ref().map(|e| &e.service), new.as_ref().map(|e| &e.service));
         }
         if before.map(|s| s.1) != after.map(|s| s.1) {

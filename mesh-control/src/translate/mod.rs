@@ -4,11 +4,16 @@
 //! (index, declared subset of the view, name); what they made is kept encoded, shared by all proxies it is the same for.
 
 pub mod cache;
+pub mod clusters;
 pub mod delegate;
+pub mod destination_rule;
+pub mod endpoints;
 pub mod filter_names;
+pub mod locality;
 pub mod match_conditions;
 pub mod rule_parts;
 pub mod scope;
+pub mod tls;
 mod translator;
 pub mod virtual_service;
 

@@ -2,14 +2,25 @@
 //!
 //! Owns the caches and what a change may alter for whom. Must not know what resources look like.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
-use mesh_api::xds::TypeUrl;
+use mesh_api::{
+    names::{ClusterName, Direction},
+    xds::TypeUrl,
+};
+use parking_lot::RwLock;
 
-use super::scope::{Scope, Scopes};
+use super::{
+    clusters, endpoints,
+    scope::{Scope, Scopes},
+};
 use crate::{
-    index::{ChangeSet, Index},
-    view::ProxyView,
+    index::{ChangeSet, Index, Resolution, ServiceKey, Stamp, Stamped, host},
+    source::object::{Kind, ObjectKey},
+    view::{Flavour, ProxyKind, ProxyView},
     xds::{
         encoded::{Encoded, Name},
         generator::{Affected, Generator, Reach},
@@ -32,6 +43,9 @@ pub struct Request<'a> {
 #[derive(Debug, Default)]
 pub struct Translator {
     scopes: Scopes,
+    clusters: clusters::Outbound,
+    endpoints: endpoints::Assignments,
+    names: NameLists,
 }
 
 impl Translator {
@@ -57,33 +71,284 @@ impl Generator for Translator {
 
     fn names(&self, index: &Index, view: &ProxyView, ty: TypeUrl) -> Arc<[Name]> {
         let scope = self.scope(index, view);
-        let _request = Request { index, view, scope: &scope };
+        let request = Request { index, view, scope: &scope };
         match ty {
-            // The makers of listeners, routes and secrets are called here.
-            TypeUrl::Cluster | TypeUrl::Listener => Arc::default(),
+            TypeUrl::Cluster => self.names.clusters(request),
+            // The names of listeners are put in here by their maker.
+            TypeUrl::Listener => Arc::default(),
             TypeUrl::Endpoints | TypeUrl::Route | TypeUrl::Secret | TypeUrl::Extension => Arc::default(),
         }
     }
 
-    fn generate(&self, index: &Index, view: &ProxyView, ty: TypeUrl, _name: &str) -> Option<Arc<Encoded>> {
+    fn generate(&self, index: &Index, view: &ProxyView, ty: TypeUrl, name: &str) -> Option<Arc<Encoded>> {
         let scope = self.scope(index, view);
-        let _request = Request { index, view, scope: &scope };
+        let request = Request { index, view, scope: &scope };
         match ty {
-            TypeUrl::Cluster | TypeUrl::Endpoints => None,
+            TypeUrl::Cluster => clusters::generate(&self.clusters, request, name),
+            TypeUrl::Endpoints => endpoints::generate(&self.endpoints, request, name),
+            // The makers of listeners, routes and secrets are called here.
             TypeUrl::Listener | TypeUrl::Route | TypeUrl::Secret => None,
             TypeUrl::Extension => None,
         }
     }
 
-    fn reach(&self, _index: &Index, change: &ChangeSet) -> Reach {
-        Reach { all: !change.only_endpoints(), names: vec![], addresses: change.addresses.iter().copied().collect() }
+    fn reach(&self, index: &Index, change: &ChangeSet) -> Reach {
+        let addresses = change.addresses.iter().copied().collect();
+        let plain = |key: &ServiceKey| {
+            index.service_entry(key).is_none_or(|e| e.service.resolution == Resolution::Endpoints)
+        };
+        if !change.only_endpoints() || !change.endpoints.iter().all(plain) {
+            return Reach { all: true, names: vec![], addresses };
+        }
+        let names = change.endpoints.iter().flat_map(|key| cluster_names(index, change, key));
+        Reach { all: false, names: names.map(|n| (TypeUrl::Endpoints, n)).collect(), addresses }
     }
 
-    fn affected(&self, _index: &Index, _change: &ChangeSet, _view: &ProxyView) -> Affected {
-        Affected::all()
+    fn affected(&self, index: &Index, change: &ChangeSet, view: &ProxyView) -> Affected {
+        if change.mesh || sidecar_changed(index, change, view) {
+            return Affected::all();
+        }
+        let mut out = Affected::none();
+        out.view = view.ips.iter().any(|ip| change.addresses.contains(ip));
+        let scope = self.scope(index, view);
+        let request = Request { index, view, scope: &scope };
+        out = of_services(request, change, out);
+        out = of_rules(request, change, out);
+        out = of_peer_authentication(request, change, out);
+        of_objects(request, change, out)
     }
 
     fn merge(&self, change: &mut ChangeSet, later: ChangeSet) {
         change.merge(later);
+    }
+}
+
+/// Beyond so many names it costs less to look at all.
+const MANY_NAMES: usize = 512;
+
+/// Names of all clusters that a service has or had for any client.
+fn cluster_names(index: &Index, change: &ChangeSet, key: &ServiceKey) -> Vec<Name> {
+    let mut ports: BTreeSet<u16> = change.ports.get(key).cloned().unwrap_or_default();
+    if let Some(entry) = index.service_entry(key) {
+        ports.extend(entry.service.ports.iter().map(|p| p.port));
+    }
+    let mut subsets = index.subset_names(&key.host);
+    let changed = change.rules.iter().filter(|(pattern, _)| host::within(pattern, &key.host));
+    subsets.extend(changed.flat_map(|(_, names)| names.iter().cloned()));
+    subsets.insert("".into());
+    let name = |port: u16, subset: &Name| ClusterName::outbound(&key.host, port, subset).to_string().into();
+    ports.iter().flat_map(|port| subsets.iter().map(move |subset| name(*port, subset))).collect()
+}
+
+fn with_names(out: Affected, ty: TypeUrl, names: &[Name]) -> Affected {
+    if names.len() > MANY_NAMES { out.with_all(ty) } else { out.with(ty, names.iter().cloned()) }
+}
+
+fn sidecar_changed(index: &Index, change: &ChangeSet, view: &ProxyView) -> bool {
+    let root = index.mesh().root_namespace();
+    view.is_sidecar()
+        && change.objects_of(Kind::Sidecar).any(|k| k.namespace == view.namespace || *k.namespace == *root)
+}
+
+/// Services that were declared differently, show other identities, or are served elsewhere.
+fn of_services(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Affected {
+    let index = request.index;
+    let mut clusters: Vec<Name> = Vec::new();
+    let mut assignments: Vec<Name> = Vec::new();
+    for key in change.services.union(&change.facts) {
+        clusters.extend(cluster_names(index, change, key));
+    }
+    let mut follows_client = false;
+    for key in change.services.union(&change.endpoints) {
+        assignments.extend(cluster_names(index, change, key));
+        match index.service_entry(key).map(|e| e.service.resolution) {
+            Some(Resolution::Dns | Resolution::DnsRoundRobin) => clusters.extend(cluster_names(index, change, key)),
+            Some(Resolution::Passthrough) => follows_client = true,
+            _ => {}
+        }
+    }
+    out = with_names(out, TypeUrl::Cluster, &clusters);
+    out = with_names(out, TypeUrl::Endpoints, &assignments);
+    if !change.services.is_empty() {
+        out = out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route);
+    } else if follows_client {
+        // Listeners and hosts of headless services stand for each of their endpoints.
+        out = out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route);
+    }
+    out
+}
+
+/// Services whose DestinationRules changed.
+fn of_rules(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Affected {
+    if change.rules.is_empty() {
+        return out;
+    }
+    let mut keys: BTreeSet<&ServiceKey> = BTreeSet::new();
+    for pattern in change.rules.keys() {
+        if host::is_wildcard(pattern) {
+            let services = request.scope.services().iter().map(|s| &s.service.arc().key);
+            keys.extend(services.filter(|k| host::within(pattern, &k.host)));
+        } else {
+            keys.extend(request.scope.service(pattern).map(|s| &s.service.arc().key));
+        }
+    }
+    let names: Vec<Name> = keys.into_iter().flat_map(|k| cluster_names(request.index, change, k)).collect();
+    if !names.is_empty() {
+        out = with_names(out, TypeUrl::Cluster, &names);
+        out = with_names(out, TypeUrl::Endpoints, &names);
+        // Hash policies and idle times stand in routes and listeners.
+        out = out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route);
+    }
+    // Inbound clusters take their limits from the rule of their service.
+    let own = request.view.targets.iter().map(|t| &t.service.arc().key.host);
+    if own.into_iter().any(|h| change.rules.keys().any(|pattern| host::within(pattern, h))) {
+        out = out.with(TypeUrl::Cluster, clusters::other_names(request));
+    }
+    out
+}
+
+/// Policies of the servers' side: clients speak mesh TLS or not by them.
+fn of_peer_authentication(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Affected {
+    let root = request.index.mesh().root_namespace();
+    let namespaces: BTreeSet<&Name> = change.objects_of(Kind::PeerAuthentication).map(|k| &k.namespace).collect();
+    if namespaces.is_empty() {
+        return out;
+    }
+    if namespaces.iter().any(|n| ***n == *root) {
+        return out.with_all(TypeUrl::Cluster).with_all(TypeUrl::Endpoints).with_all(TypeUrl::Listener);
+    }
+    let services = request.scope.services().iter().map(|s| &s.service.arc().key);
+    let names: Vec<Name> = services
+        .filter(|k| namespaces.contains(&k.namespace))
+        .flat_map(|k| cluster_names(request.index, change, k))
+        .collect();
+    out = with_names(out, TypeUrl::Cluster, &names);
+    out = with_names(out, TypeUrl::Endpoints, &names);
+    if namespaces.contains(&request.view.namespace) { out.with_all(TypeUrl::Listener) } else { out }
+}
+
+/// Everything else that translation reads, kind by kind.
+fn of_objects(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Affected {
+    let Request { index, view, .. } = request;
+    let root = index.mesh().root_namespace();
+    for key in &change.objects {
+        let here = key.namespace == view.namespace || *key.namespace == *root;
+        out = match key.kind {
+            Kind::VirtualService => {
+                // Destinations of imported VirtualServices are in a Sidecar's scope.
+                let out = if view.sidecar.is_some() { out.with_all(TypeUrl::Cluster) } else { out };
+                out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route)
+            }
+            Kind::IstioGateway | Kind::Gateway | Kind::GatewayClass | Kind::Namespace | Kind::Ingress => {
+                if view.is_gateway() {
+                    out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route).with_all(TypeUrl::Secret)
+                } else {
+                    out
+                }
+            }
+            Kind::HttpRoute | Kind::GrpcRoute => out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route),
+            Kind::ReferenceGrant => {
+                out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route).with_all(TypeUrl::Secret)
+            }
+            Kind::Secret | Kind::ConfigMap => out.with_all(TypeUrl::Secret),
+            Kind::AuthorizationPolicy | Kind::RequestAuthentication | Kind::Telemetry | Kind::ProxyConfig if here => {
+                out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route)
+            }
+            _ => out,
+        };
+    }
+    out
+}
+
+/// Lists of cluster names, shared by the proxies that have the same.
+#[derive(Debug, Default)]
+struct NameLists {
+    services: RwLock<HashMap<ServiceKey, (Stamp, Stamp, Arc<[Name]>)>>,
+    lists: RwLock<HashMap<ListKey, List>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct ListKey {
+    namespace: Name,
+    sidecar: Option<ObjectKey>,
+    kind: ProxyKind,
+    grpc: bool,
+}
+
+#[derive(Debug, Clone)]
+struct List {
+    services: Stamp,
+    rules: Stamp,
+    /// Whole lists by the names that are a proxy's own.
+    variants: Vec<(Vec<Name>, Arc<[Name]>)>,
+}
+
+/// Most lists of a namespace that differ in inbound ports.
+const MAX_VARIANTS: usize = 64;
+/// Most namespaces and services that are remembered.
+const MAX_LISTS: usize = 4096;
+const MAX_SERVICES: usize = 1 << 18;
+
+impl NameLists {
+    fn clusters(&self, request: Request<'_>) -> Arc<[Name]> {
+        let Request { index, view, scope } = request;
+        let own = clusters::other_names(request);
+        if index.has_selective_rules(&view.namespace) {
+            return self.outbound(request).chain(own).collect();
+        }
+        let key = ListKey {
+            namespace: view.namespace.clone(),
+            sidecar: view.sidecar.clone(),
+            kind: view.kind,
+            grpc: view.flavour == Flavour::Grpc,
+        };
+        let (services, rules) = (scope.services_stamp(), index.rules_stamp());
+        if let Some(list) = self.lists.read().get(&key)
+            && (list.services, list.rules) == (services, rules)
+            && let Some((_, found)) = list.variants.iter().find(|(names, _)| *names == own)
+        {
+            return found.clone();
+        }
+        let made: Arc<[Name]> = self.outbound(request).chain(own.iter().cloned()).collect();
+        let mut lists = self.lists.write();
+        if lists.len() > MAX_LISTS {
+            lists.clear();
+        }
+        let list = lists.entry(key).or_insert(List { services, rules, variants: vec![] });
+        if (list.services, list.rules) != (services, rules) || list.variants.len() >= MAX_VARIANTS {
+            *list = List { services, rules, variants: vec![] };
+        }
+        list.variants.push((own, made.clone()));
+        made
+    }
+
+    fn outbound<'a>(&'a self, request: Request<'a>) -> impl Iterator<Item = Name> + 'a {
+        let Request { index, view, scope } = request;
+        scope.services().iter().filter(|s| clusters::has_clusters(&s.service)).flat_map(move |scoped| {
+            let rule = index.destination_rule(&scoped.service, view);
+            let names = self.of_service(&scoped.service, rule);
+            let shown = move |name: &Name| {
+                scoped.only.is_none()
+                    || ClusterName::parse(name)
+                        .is_some_and(|c| c.direction == Direction::Outbound && scoped.port(c.port).is_some())
+            };
+            (0..names.len()).filter_map(move |i| names.get(i).filter(|n| shown(n)).cloned())
+        })
+    }
+
+    fn of_service(&self, service: &Stamped<crate::index::Service>, rule: Option<&Stamped<crate::index::Rule>>) -> Arc<[Name]> {
+        let rule_stamp = rule.map_or(Stamp::NONE, Stamped::stamp);
+        if let Some((at, with, names)) = self.services.read().get(&service.key)
+            && (*at, *with) == (service.stamp(), rule_stamp)
+        {
+            return names.clone();
+        }
+        let names = clusters::service_names(service, rule);
+        let mut services = self.services.write();
+        if services.len() > MAX_SERVICES {
+            services.clear();
+        }
+        services.insert(service.key.clone(), (service.stamp(), rule_stamp, names.clone()));
+        names
     }
 }

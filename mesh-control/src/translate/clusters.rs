@@ -1,0 +1,516 @@
+//! Clusters: outbound ones of services and subsets, inbound ones of the workload, and those for everything else.
+//!
+//! Owns how a service, its rule and the mesh's settings show in a cluster. Outbound clusters depend on few facts of a
+//! proxy ([`OutboundKey`]) and are shared by all that have them in common. Must not know listeners or routes.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use mesh_api::{
+    crd::networking::{ConnectionPool, IngressListener},
+    meshconfig::InboundPolicyMode,
+    model::{
+        self, Address, Cluster, Discovery, DnsFamily, EndpointSet, Fraction, HttpVersionChoice, ISTIO_METADATA,
+        LbPolicy, LocalityEndpoints, Name, Origin, UpstreamTls, ZoneAware,
+    },
+    names::{self, ClusterName, Direction},
+};
+use serde_json::{Value, json};
+
+use super::{
+    cache::Cache,
+    destination_rule::{Policy, original_dst},
+    endpoints::{Target, find_subset},
+    locality::Place,
+    tls::{self, Origination},
+    translator::Request,
+};
+use crate::{
+    index::{Index, Mtls, Protocol, Resolution, Rule, Service, ServiceEntry, ServicePort, Stamp, Stamped, TargetPort},
+    view::{Families, Flavour, Interception, ProxyKind, ProxyView, ServiceTarget},
+    xds::encoded::Encoded,
+};
+
+/// Connections of the proxy to its own application come from here, so that redirection lets them pass.
+const INBOUND_SOURCE_V4: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 6)), 0);
+const INBOUND_SOURCE_V6: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)), 0);
+/// The longest duration that xDS carries: never.
+const NEVER: Duration = Duration::from_secs(9_223_372_035);
+/// Idle time of connections to destinations nobody declared.
+const PASSTHROUGH_IDLE: Duration = Duration::from_secs(300);
+/// Refresh of DNS answers without a time to live.
+const DNS_REFRESH: Duration = Duration::from_secs(60);
+
+/// What outbound clusters depend on beyond their name: the declared subset of the view.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboundKey {
+    namespace: Name,
+    rule: Option<Name>,
+    kind: ProxyKind,
+    grpc: bool,
+    /// Only where endpoints stand in the cluster itself.
+    place: Option<(Place, Families)>,
+}
+
+/// What outbound clusters are made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutboundBasis {
+    service: Stamp,
+    facts: Stamp,
+    endpoints: Stamp,
+    rule: Stamp,
+    mesh: Stamp,
+    mtls: Option<Mtls>,
+}
+
+/// Encoded outbound clusters.
+pub type Outbound = Cache<OutboundKey, OutboundBasis>;
+
+/// A cluster by name.
+pub fn generate(cache: &Outbound, request: Request<'_>, name: &str) -> Option<Arc<Encoded>> {
+    let Some(parsed) = ClusterName::parse(name) else {
+        return fixed(request.index, request.view, name).map(|c| Encoded::cluster(&c));
+    };
+    match parsed.direction {
+        Direction::Outbound => outbound(cache, request, name, &parsed),
+        Direction::Inbound => {
+            let all = inbound(request);
+            all.into_iter().find(|c| *c.name == *name).map(|c| Encoded::cluster(&c))
+        }
+    }
+}
+
+/// Names of the clusters that a proxy has beside its outbound ones, in order.
+pub fn other_names(request: Request<'_>) -> Vec<Name> {
+    if request.view.flavour == Flavour::Grpc {
+        return vec![];
+    }
+    let mut out: Vec<Name> = vec![names::BLACK_HOLE_CLUSTER.into()];
+    if request.view.is_sidecar() {
+        out.push(names::PASSTHROUGH_CLUSTER.into());
+        out.extend(inbound(request).into_iter().map(|c| c.name));
+        out.push(names::INBOUND_PASSTHROUGH_V4.into());
+    }
+    out
+}
+
+/// Whether a service has clusters at all.
+pub fn has_clusters(service: &Service) -> bool {
+    service.resolution != Resolution::Alias
+}
+
+/// Names of a service's clusters: each port, then each subset of it.
+pub fn service_names(service: &Service, rule: Option<&Stamped<Rule>>) -> Arc<[Name]> {
+    let host = &service.key.host;
+    let mut out: Vec<Name> = Vec::new();
+    for port in service.ports.iter().filter(|p| p.protocol != Protocol::Udp) {
+        out.push(ClusterName::outbound(host, port.port, "").to_string().into());
+        for subset in rule.into_iter().flat_map(|r| &r.arc().spec.subsets) {
+            out.push(ClusterName::outbound(host, port.port, &subset.name).to_string().into());
+        }
+    }
+    out.into()
+}
+
+fn outbound(cache: &Outbound, request: Request<'_>, name: &str, parsed: &ClusterName<'_>) -> Option<Arc<Encoded>> {
+    let Request { index, view, scope } = request;
+    let scoped = scope.service(parsed.host)?;
+    let port = scoped.port(parsed.port)?;
+    let service = &scoped.service;
+    if !has_clusters(service) || port.protocol == Protocol::Udp {
+        return None;
+    }
+    let entry = index.service_entry(&service.key)?;
+    let rule = index.destination_rule(service, view);
+    let subset = find_subset(rule, parsed.subset)?;
+    let policy = Policy::of(index.mesh(), rule.map(|r| &*r.arc().spec), subset, parsed.port);
+    let target = Target { entry, port: parsed.port, subset: subset.map(|s| &s.labels), policy };
+    let grpc = view.flavour == Flavour::Grpc;
+    let dns = !grpc && matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
+    let place = dns.then(|| (target.place(&target.preference(index), view), view.families()));
+    let key = OutboundKey {
+        namespace: service.key.namespace.clone(),
+        rule: rule.map(|r| r.id.clone()),
+        kind: view.kind,
+        grpc,
+        place,
+    };
+    let basis = OutboundBasis {
+        service: service.stamp(),
+        facts: entry.facts.stamp(),
+        endpoints: if dns { entry.endpoints.stamp() } else { Stamp::NONE },
+        rule: rule.map_or(Stamp::NONE, Stamped::stamp),
+        mesh: index.mesh_stamped().stamp(),
+        mtls: index.namespace_mtls(&service.key.namespace),
+    };
+    let builder = Builder { index, target, port, subset: parsed.subset, rule, key: key.clone() };
+    cache.get(name, key, basis, || builder.build(name, parsed).map(|c| Encoded::cluster(&c)))
+}
+
+/// Makes one outbound cluster.
+struct Builder<'a> {
+    index: &'a Index,
+    target: Target<'a>,
+    port: &'a ServicePort,
+    subset: &'a str,
+    rule: Option<&'a Stamped<Rule>>,
+    key: OutboundKey,
+}
+
+impl Builder<'_> {
+    fn build(&self, name: &str, parsed: &ClusterName<'_>) -> Option<Cluster> {
+        let mesh = self.index.mesh();
+        let service = self.service();
+        let policy = &self.target.policy;
+        let mut cluster = Cluster::new(name, self.discovery(name)?);
+        // Without endpoints the proxy waits for them as long as it takes; routes to the cluster wait with it.
+        cluster.eds_fetch_timeout = Duration::ZERO;
+        let sidecar = self.key.kind == ProxyKind::Sidecar;
+        policy.apply_pool(&mut cluster, mesh, self.port.protocol, sidecar, true);
+        policy.apply_outlier(&mut cluster);
+        policy.apply_lb(&mut cluster);
+        let preference = self.target.preference(self.index);
+        cluster.lb_common.locality_weighted = preference.weighs_localities();
+        self.zone_aware(&mut cluster);
+        if self.key.grpc {
+            grpc_form(&mut cluster);
+        } else {
+            self.security(&mut cluster, parsed);
+            policy.apply_proxy_protocol(&mut cluster);
+            self.dns(&mut cluster);
+        }
+        if !mesh.outbound_cluster_stat_name.is_empty() {
+            let stat = stat_name(&mesh.outbound_cluster_stat_name, service, self.subset, self.port, self.port.port);
+            cluster.alt_stat_name = stat.into();
+        }
+        if let Some(rule) = self.rule {
+            cluster.origin = Origin { config: rule.config_path() };
+        }
+        self.describe(&mut cluster);
+        Some(cluster)
+    }
+
+    fn service(&self) -> &Service {
+        self.target.entry.service.arc()
+    }
+
+    /// Where endpoints come from; `None`: a DNS service without names has no cluster.
+    fn discovery(&self, name: &str) -> Option<Discovery> {
+        let eds = Discovery::Eds { service: name.into() };
+        if self.key.grpc {
+            return Some(eds);
+        }
+        let service = self.service();
+        Some(match service.resolution {
+            Resolution::Endpoints => eds,
+            Resolution::Alias => return None,
+            // Gateways have no client's destination to keep.
+            Resolution::Passthrough if self.key.kind == ProxyKind::Gateway => eds,
+            Resolution::Passthrough => original_dst(match self.port.target {
+                TargetPort::Number(n) if n != self.port.port => Some(n),
+                _ => None,
+            }),
+            Resolution::Dns | Resolution::DnsRoundRobin => {
+                let place = self.key.place.as_ref().map(|(p, _)| p.clone()).unwrap_or_default();
+                let preference = self.target.preference(self.index);
+                let mut set = self.target.assignment(self.index, name, &preference, &place);
+                if set.localities.iter().all(|l| l.endpoints.is_empty()) {
+                    return None;
+                }
+                if service.resolution == Resolution::Dns {
+                    Discovery::StrictDns(set)
+                } else {
+                    // One name is all that such a cluster can have.
+                    set.localities.truncate(1);
+                    set.localities.iter_mut().for_each(|l| l.endpoints.truncate(1));
+                    Discovery::LogicalDns(set)
+                }
+            }
+        })
+    }
+
+    fn dns(&self, cluster: &mut Cluster) {
+        if let Some((_, families)) = &self.key.place {
+            cluster.dns_family = match (families.v4, families.v6) {
+                (true, true) => DnsFamily::All,
+                (false, true) => DnsFamily::V6Only,
+                _ => DnsFamily::V4Only,
+            };
+            cluster.dns_refresh = self.index.mesh().dns_refresh_rate.map_or(DNS_REFRESH, |d| d.0);
+            cluster.respect_dns_ttl = true;
+        }
+    }
+
+    fn zone_aware(&self, cluster: &mut Cluster) {
+        let own = self.target.policy.lb.and_then(|l| l.zone_aware_lb_setting.as_ref());
+        if let Some(zone) = own.filter(|z| z.enabled != Some(false)) {
+            let min_cluster_size = u64::from(zone.min_cluster_size.unwrap_or(6));
+            cluster.lb_common.zone_aware = Some(ZoneAware { enabled: Fraction::ALWAYS, min_cluster_size });
+            cluster.lb_common.locality_weighted = false;
+        }
+    }
+
+    /// TLS by the rule; without a word there, mesh TLS wherever the other side can.
+    fn security(&self, cluster: &mut Cluster, parsed: &ClusterName<'_>) {
+        let service = self.service();
+        let sni = parsed.sni();
+        let server_names = tls::server_names(self.index, service, self.target.entry.facts.arc());
+        if let Some(wanted) = self.target.policy.tls {
+            let how = Origination {
+                sni: &sni,
+                server_names: &server_names,
+                declared_names: &service.subject_alt_names,
+                defaults: self.index.mesh().tls_defaults.as_ref(),
+            };
+            tls::originate(cluster, wanted, &how);
+        } else if self.auto_mtls() {
+            let http2 = cluster.http.version == HttpVersionChoice::Http2;
+            tls::automatic(cluster, self.mesh_tls(&sni, &server_names, http2));
+        }
+    }
+
+    fn mesh_tls(&self, sni: &str, server_names: &[Name], http2: bool) -> UpstreamTls {
+        let mut out = tls::mesh_tls(sni, server_names, http2);
+        if let Some(mesh) = &self.index.mesh().mesh_mtls {
+            out.common.ecdh_curves = mesh.ecdh_curves.iter().map(|c| c.as_str().into()).collect();
+        }
+        out
+    }
+
+    fn auto_mtls(&self) -> bool {
+        let service = self.service();
+        if service.external || !self.index.mesh().auto_mtls() {
+            return false;
+        }
+        // Nothing is known of the endpoint that the client will choose, so all of them must be able to.
+        let chosen_by_client = service.resolution == Resolution::Passthrough || self.target.policy.is_passthrough();
+        if chosen_by_client && !self.target.entry.facts.all_mesh_tls {
+            return false;
+        }
+        self.index.namespace_mtls(&service.key.namespace) != Some(Mtls::Disable)
+    }
+
+    fn describe(&self, cluster: &mut Cluster) {
+        let service = self.service();
+        let mut facts = serde_json::Map::new();
+        facts.insert("services".into(), Value::Array(vec![service_facts(service)]));
+        facts.insert("default_original_port".into(), json!(self.port.port));
+        if service.external {
+            facts.insert("external".into(), Value::Bool(true));
+        }
+        if !self.subset.is_empty() {
+            facts.insert("subset".into(), json!(self.subset));
+        }
+        use mesh_api::crd::networking::ClientTlsMode::{Mutual, Simple};
+        if self.target.policy.tls.is_some_and(|t| matches!(t.mode, Simple | Mutual)) {
+            // The server is no mesh workload: it must not see the mesh's protocol names.
+            facts.insert("alpn_override".into(), json!("false"));
+        }
+        cluster.metadata.insert(ISTIO_METADATA.to_owned(), Value::Object(facts));
+    }
+}
+
+/// What gRPC libraries understand: few balancers, no metadata matching. Their transport security is their own.
+fn grpc_form(cluster: &mut Cluster) {
+    if !matches!(cluster.lb, LbPolicy::RingHash { .. }) {
+        cluster.lb = LbPolicy::RoundRobin { slow_start: None };
+    }
+    if matches!(cluster.discovery, Discovery::OriginalDst { .. }) {
+        cluster.discovery = Discovery::Eds { service: cluster.name.clone() };
+    }
+    cluster.http.version = HttpVersionChoice::Http2;
+}
+
+fn service_facts(service: &Service) -> Value {
+    json!({ "host": &*service.key.host, "name": &*service.name, "namespace": &*service.key.namespace })
+}
+
+/// Istio's patterns for statistics names.
+fn stat_name(pattern: &str, service: &Service, subset: &str, port: &ServicePort, target: u16) -> String {
+    let fqdn = &*service.key.host;
+    let short = if service.kubernetes { &*service.name } else { fqdn };
+    let service_name = if service.kubernetes { format!("{short}.{}", service.key.namespace) } else { fqdn.to_owned() };
+    [
+        ("%SERVICE_FQDN%", fqdn),
+        ("%SERVICE_NAME%", short),
+        ("%SERVICE%", &*service_name),
+        ("%SUBSET_NAME%", subset),
+        ("%SERVICE_PORT_NAME%", &*port.name),
+        ("%SERVICE_PORT%", &*port.port.to_string()),
+        ("%TARGET_PORT%", &*target.to_string()),
+    ]
+    .iter()
+    .fold(pattern.to_owned(), |text, (word, value)| text.replace(word, value))
+}
+
+/// Clusters that every proxy of a kind has.
+fn fixed(index: &Index, view: &ProxyView, name: &str) -> Option<Cluster> {
+    if view.flavour == Flavour::Grpc {
+        return None;
+    }
+    match name {
+        names::BLACK_HOLE_CLUSTER => Some(black_hole(index)),
+        names::PASSTHROUGH_CLUSTER if view.is_sidecar() => Some(passthrough(index, name)),
+        names::INBOUND_PASSTHROUGH_V4 if view.is_sidecar() => {
+            let mut cluster = passthrough(index, name);
+            cluster.bind_source = Some(inbound_source(view));
+            Some(cluster)
+        }
+        _ => None,
+    }
+}
+
+fn black_hole(index: &Index) -> Cluster {
+    let name: Name = names::BLACK_HOLE_CLUSTER.into();
+    let nothing = EndpointSet { cluster: name.clone(), ..EndpointSet::default() };
+    let mut cluster = Cluster::new(name, Discovery::Static(nothing));
+    cluster.connect_timeout = index.mesh().connect_timeout();
+    cluster
+}
+
+fn passthrough(index: &Index, name: &str) -> Cluster {
+    let mut cluster = Cluster::new(name, original_dst(None));
+    Policy::default().apply_pool(&mut cluster, index.mesh(), Protocol::Auto, true, false);
+    cluster.lb = LbPolicy::ClusterProvided;
+    cluster.http.idle_timeout = PASSTHROUGH_IDLE;
+    cluster
+}
+
+fn inbound_source(view: &ProxyView) -> SocketAddr {
+    if view.families().v4 { INBOUND_SOURCE_V4 } else { INBOUND_SOURCE_V6 }
+}
+
+/// Clusters of the workload's own ports: what the Sidecar's ingress listeners say, else what its services declare.
+pub fn inbound(request: Request<'_>) -> Vec<Cluster> {
+    let Request { index, view, scope } = request;
+    if !view.is_sidecar() || view.flavour == Flavour::Grpc {
+        return vec![];
+    }
+    let ingress = scope.ingress();
+    if !ingress.is_empty() {
+        return ingress.iter().filter_map(|listener| of_ingress(request, listener)).collect();
+    }
+    // Without interception listeners would take the application's own ports.
+    if view.interception == Interception::None {
+        return vec![];
+    }
+    let mut by_port: BTreeMap<u16, Vec<&ServiceTarget>> = BTreeMap::new();
+    for target in view.targets.iter().filter(|t| t.port.protocol != Protocol::Udp) {
+        by_port.entry(target.target_port).or_default().push(target);
+    }
+    let localhost = index.mesh().inbound_traffic_policy.as_ref().map(|p| p.mode) == Some(InboundPolicyMode::Localhost);
+    by_port
+        .into_iter()
+        .filter_map(|(port, targets)| {
+            let first = targets.first()?;
+            let address = localhost.then(|| Address::Socket(SocketAddr::new(loopback(view), port)));
+            let known = targets.iter().map(|t| t.service.arc().as_ref());
+            Some(to_application(request, port, &first.port, address, known))
+        })
+        .collect()
+}
+
+fn loopback(view: &ProxyView) -> std::net::IpAddr {
+    if view.families().v4 { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() }
+}
+
+fn of_ingress(request: Request<'_>, listener: &IngressListener) -> Option<Cluster> {
+    let view = request.view;
+    let address = match listener.default_endpoint.as_str() {
+        "" => None,
+        text => Some(default_endpoint(text, view)?),
+    };
+    let port = ServicePort {
+        name: listener.port.name.as_str().into(),
+        port: listener.port.number,
+        protocol: Protocol::parse(&listener.port.protocol),
+        target: TargetPort::Number(listener.port.number),
+    };
+    let target = view.targets.iter().find(|t| t.target_port == listener.port.number);
+    let known = target.map(|t| t.service.arc().as_ref());
+    Some(to_application(request, listener.port.number, &port, address, known.into_iter()))
+}
+
+/// Where a Sidecar's ingress listener sends to: localhost, the instance's own address, or a socket.
+fn default_endpoint(text: &str, view: &ProxyView) -> Option<Address> {
+    if let Some(path) = text.strip_prefix("unix://") {
+        return Some(Address::Pipe(path.into()));
+    }
+    let told: SocketAddr = text.parse().ok()?;
+    let own = |v6: bool| view.ips.iter().copied().find(|ip| ip.is_ipv6() == v6);
+    let ip = if told.ip().is_unspecified() {
+        own(told.is_ipv6()).unwrap_or_else(|| loopback(view))
+    } else if told.ip().is_loopback() && told.is_ipv4() != view.families().v4 && view.ips.len() == 1 {
+        loopback(view)
+    } else {
+        told.ip()
+    };
+    Some(Address::Socket(SocketAddr::new(ip, told.port())))
+}
+
+/// One inbound cluster. Without an address it connects where the client wanted to go.
+fn to_application<'a>(
+    request: Request<'_>,
+    number: u16,
+    port: &ServicePort,
+    address: Option<Address>,
+    services: impl Iterator<Item = &'a Service>,
+) -> Cluster {
+    let Request { index, view, scope } = request;
+    let name: Name = ClusterName::inbound(number).to_string().into();
+    let services: Vec<&Service> = services.collect();
+    let discovery = match &address {
+        Some(address) => Discovery::Static(EndpointSet {
+            cluster: name.clone(),
+            localities: vec![LocalityEndpoints {
+                endpoints: vec![model::Endpoint::at(address.clone())],
+                ..LocalityEndpoints::default()
+            }],
+            ..EndpointSet::default()
+        }),
+        None => Discovery::OriginalDst { use_header: false, port_override: None, cleanup_interval: NEVER },
+    };
+    let mut cluster = Cluster::new(name, discovery);
+    // Limits that clients keep hold here as well, else the server would be stricter than they are.
+    let rule = services.first().and_then(|s| index.destination_rule(s, view));
+    let mut policy = Policy { pool: None, ..Policy::default() };
+    if let Some(rule) = rule {
+        policy = Policy::of(index.mesh(), Some(&rule.arc().spec), None, port.port);
+        cluster.origin = Origin { config: rule.config_path() };
+    }
+    let own = inbound_pool(scope.sidecar(), number);
+    let pool = Policy { pool: own.or(policy.pool), ..Policy::default() };
+    pool.apply_pool(&mut cluster, index.mesh(), port.protocol, true, false);
+    let wildcard_source = match &address {
+        None => {
+            cluster.lb = LbPolicy::ClusterProvided;
+            true
+        }
+        Some(Address::Socket(a)) => !a.ip().is_loopback(),
+        Some(_) => false,
+    };
+    if wildcard_source && view.interception != Interception::None {
+        cluster.bind_source = Some(inbound_source(view));
+    }
+    if !index.mesh().inbound_cluster_stat_name.is_empty()
+        && let Some(service) = services.first()
+    {
+        let stat = stat_name(&index.mesh().inbound_cluster_stat_name, service, "", port, number);
+        cluster.alt_stat_name = stat.into();
+    }
+    let facts = json!({ "services": services.iter().map(|s| service_facts(s)).collect::<Vec<_>>() });
+    cluster.metadata.insert(ISTIO_METADATA.to_owned(), facts);
+    cluster
+}
+
+fn inbound_pool(sidecar: Option<&mesh_api::crd::networking::Sidecar>, port: u16) -> Option<&ConnectionPool> {
+    let sidecar = sidecar?;
+    let listener = sidecar.ingress.iter().find(|l| l.port.number == port);
+    listener.and_then(|l| l.connection_pool.as_ref()).or(sidecar.inbound_connection_pool.as_ref())
+}
+
+/// What the index knows of the service behind an outbound cluster name, as a proxy sees it.
+pub fn entry_of<'a>(request: Request<'a>, name: &str) -> Option<&'a ServiceEntry> {
+    let parsed = ClusterName::parse(name).filter(|c| c.direction == Direction::Outbound)?;
+    request.index.service_entry(&request.scope.service(parsed.host)?.service.key)
+}
