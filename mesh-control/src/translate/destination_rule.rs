@@ -8,7 +8,8 @@ use std::time::Duration;
 use mesh_api::{
     crd::networking::{
         ClientTls, ConnectionPool, ConsistentHash, DestinationRule, H2UpgradePolicy, LoadBalancer, OutlierDetection,
-        ProxyProtocol, ProxyProtocolVersion, RetryBudget, SimpleLb, Subset, TcpKeepalive, TrafficPolicy, Tunnel, Warmup,
+        ProxyProtocol, ProxyProtocolVersion, RetryBudget, SimpleLb, Subset, TcpKeepalive, TrafficPolicy, Tunnel,
+        Warmup,
     },
     meshconfig::MeshConfig,
     model::{self, CircuitBreakers, Cluster, Discovery, Fraction, HttpVersionChoice, LbPolicy, SlowStart},
@@ -89,11 +90,17 @@ impl<'a> Policy<'a> {
 
     /// Pools, circuit breakers and HTTP version. `sniffs`: a sidecar's cluster, where undeclared protocols follow the
     /// client's. `outbound`: upgrades are possible.
-    pub fn apply_pool(&self, cluster: &mut Cluster, mesh: &MeshConfig, protocol: Protocol, sniffs: bool, outbound: bool) {
+    pub fn apply_pool(
+        &self,
+        cluster: &mut Cluster,
+        mesh: &MeshConfig,
+        protocol: Protocol,
+        sniffs: bool,
+        outbound: bool,
+    ) {
         let tcp = self.pool.and_then(|p| p.tcp.as_ref());
         let http = self.pool.and_then(|p| p.http.as_ref());
-        cluster.connect_timeout =
-            tcp.and_then(|t| t.connect_timeout).map_or_else(|| mesh.connect_timeout(), |d| d.0);
+        cluster.connect_timeout = tcp.and_then(|t| t.connect_timeout).map_or_else(|| mesh.connect_timeout(), |d| d.0);
         let positive = |v: Option<i32>| v.and_then(|v| u32::try_from(v).ok()).filter(|v| *v > 0);
         let mut limits = unlimited();
         if let Some(tcp) = tcp {
@@ -107,8 +114,7 @@ impl<'a> Policy<'a> {
             cluster.http.max_requests_per_connection = positive(http.max_requests_per_connection);
         }
         if let Some(budget) = self.retry_budget {
-            limits.retry_budget =
-                Some((budget.percent.unwrap_or(20.0), budget.min_retry_concurrency.unwrap_or(3)));
+            limits.retry_budget = Some((budget.percent.unwrap_or(20.0), budget.min_retry_concurrency.unwrap_or(3)));
         }
         cluster.circuit_breakers = [limits, CircuitBreakers::default()];
         let idle = http.and_then(|h| h.idle_timeout).or_else(|| tcp.and_then(|t| t.idle_timeout));
@@ -164,7 +170,8 @@ impl<'a> Policy<'a> {
         if let Some(n) = outlier.consecutive_local_origin_failures.filter(|n| out.split_local_origin && *n > 0) {
             out.consecutive_local_origin = n;
         }
-        out.http_errors = outlier.outlier_detection_http_error_codes.iter().map(|c| (*c, c.saturating_add(1))).collect();
+        out.http_errors =
+            outlier.outlier_detection_http_error_codes.iter().map(|c| (*c, c.saturating_add(1))).collect();
         cluster.outlier = Some(out);
         // With few pods a service the default of 50 % would send traffic to known bad ones.
         let healthy = outlier.min_health_percent.unwrap_or(0).max(0);

@@ -24,7 +24,9 @@ use super::{
     translator::Request,
 };
 use crate::{
-    index::{Endpoint, EndpointAddress, Health, Index, Mtls, Rule, Service, ServiceEntry, Stamp, Stamped, endpoint::ShardKey},
+    index::{
+        Endpoint, EndpointAddress, Health, Index, Mtls, Rule, Service, ServiceEntry, Stamp, Stamped, endpoint::ShardKey,
+    },
     source::object::Kind,
     view::{Families, ProxyView},
     xds::encoded::Encoded,

@@ -229,7 +229,8 @@ fn by_labels(priority: &[String], own: &[Option<Name>], groups: Vec<Group>) -> V
                 .take_while(|(p, own)| facts.as_ref().and_then(|f| f.value(key_of(p).0)) == own.as_deref())
                 .count();
             let rank = u32::try_from(priority.len() - fitting).unwrap_or(u32::MAX);
-            let split = ranks.entry(rank).or_insert_with(|| Group { locality: group.locality.clone(), members: vec![] });
+            let split =
+                ranks.entry(rank).or_insert_with(|| Group { locality: group.locality.clone(), members: vec![] });
             split.members.push((endpoint, facts));
         }
         out.extend(ranks);

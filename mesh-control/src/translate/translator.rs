@@ -94,9 +94,8 @@ impl Generator for Translator {
 
     fn reach(&self, index: &Index, change: &ChangeSet) -> Reach {
         let addresses = change.addresses.iter().copied().collect();
-        let plain = |key: &ServiceKey| {
-            index.service_entry(key).is_none_or(|e| e.service.resolution == Resolution::Endpoints)
-        };
+        let plain =
+            |key: &ServiceKey| index.service_entry(key).is_none_or(|e| e.service.resolution == Resolution::Endpoints);
         if !change.only_endpoints() || !change.endpoints.iter().all(plain) {
             return Reach { all: true, names: vec![], addresses };
         }
@@ -247,9 +246,7 @@ fn of_objects(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Af
                 }
             }
             Kind::HttpRoute | Kind::GrpcRoute => out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route),
-            Kind::ReferenceGrant => {
-                out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route).with_all(TypeUrl::Secret)
-            }
+            Kind::ReferenceGrant => out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route).with_all(TypeUrl::Secret),
             Kind::Secret | Kind::ConfigMap => out.with_all(TypeUrl::Secret),
             Kind::AuthorizationPolicy | Kind::RequestAuthentication | Kind::Telemetry | Kind::ProxyConfig if here => {
                 out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route)
@@ -336,7 +333,11 @@ impl NameLists {
         })
     }
 
-    fn of_service(&self, service: &Stamped<crate::index::Service>, rule: Option<&Stamped<crate::index::Rule>>) -> Arc<[Name]> {
+    fn of_service(
+        &self,
+        service: &Stamped<crate::index::Service>,
+        rule: Option<&Stamped<crate::index::Rule>>,
+    ) -> Arc<[Name]> {
         let rule_stamp = rule.map_or(Stamp::NONE, Stamped::stamp);
         if let Some((at, with, names)) = self.services.read().get(&service.key)
             && (*at, *with) == (service.stamp(), rule_stamp)
