@@ -1,1 +1,10 @@
-fn main() {}
+//! The binary: an allocator and a call.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    mesh_control::app::main(std::env::args_os())
+}

@@ -333,9 +333,9 @@ impl<G: Generator> Hub<G> {
         } else if let Some((newest, _)) = pending {
             *newest = index;
         }
-        if !reach.names.is_empty() || !reach.addresses.is_empty() && !hold {
+        if !hold && !(reach.names.is_empty() && reach.addresses.is_empty()) {
             self.metrics.push_triggers.of(["endpoint"]).inc();
-            self.touch(reach.names, if hold { Vec::new() } else { reach.addresses }, now);
+            self.touch(reach.names, reach.addresses, now);
         }
     }
 

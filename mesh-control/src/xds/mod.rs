@@ -3,6 +3,7 @@
 pub mod caller;
 pub mod debounce;
 pub mod delta;
+pub mod dump;
 pub mod encoded;
 pub mod framing;
 pub mod r#gen;

@@ -130,13 +130,6 @@ impl Client {
         }
         ips
     }
-
-    /// A client for tests, believed.
-    #[cfg(test)]
-    pub(crate) fn for_test(id: &str) -> Self {
-        let node = core::Node { id: id.to_owned(), ..Default::default() };
-        Self::read(&node, Caller::Unauthenticated, None).unwrap()
-    }
 }
 
 fn user_agent_version(node: &core::Node) -> String {

@@ -102,7 +102,9 @@ pub async fn run<G: Generator>(
         if status.code() == tonic::Code::PermissionDenied {
             hub.metrics.unauthenticated.inc();
         }
-        tracing::info!(target: "xds", peer = ?peer.address, "stream ends: {}", status.message());
+        if status.code() != tonic::Code::Ok {
+            tracing::info!(target: "xds", peer = ?peer.address, "stream ends: {}", status.message());
+        }
         // The client may have gone meanwhile.
         let _ = out.send(Out::End(status)).await;
     }
@@ -185,12 +187,13 @@ impl<G: Generator> Resources for Snapshot<'_, G> {
     }
 
     fn get(&self, ty: TypeUrl, name: &str) -> Option<Arc<Encoded>> {
-        let index = match ty {
-            TypeUrl::Endpoints => &self.state.latest,
-            TypeUrl::Secret if !self.secrets => return None,
-            _ => &self.state.published,
-        };
-        self.generator.generate(index, self.view, ty, name)
+        let of = |index| self.generator.generate(index, self.view, ty, name);
+        match ty {
+            // What has vanished from the newest state stays until that is announced, with everything that used it.
+            TypeUrl::Endpoints => of(&self.state.latest).or_else(|| of(&self.state.published)),
+            TypeUrl::Secret if !self.secrets => None,
+            _ => of(&self.state.published),
+        }
     }
 }
 

@@ -1,0 +1,280 @@
+//! Puts the control plane together: folder -> index -> streams, the certificate authority, the pages of the admin
+//! server; and ends it in order.
+//!
+//! The only module that knows all others.
+
+use std::{ffi::OsString, fmt, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use arc_swap::ArcSwapOption;
+use clap::Parser;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::JoinSet,
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::{
+    admin::{self, Admin},
+    index::{self, ChangeSet, Index, IndexWriter},
+    metrics::Metrics,
+    settings::{Cli, Command, Listen, LogFormat, Serve},
+    source::{
+        object::{Kind, ObjectChange},
+        watch::FolderSource,
+    },
+    translate::Translator,
+    validate::Level,
+    xds::{caller::Authenticate, hub::Hub, server, service::Ads},
+};
+
+/// Runs the command line to its end.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+        }
+    };
+    let result = match (cli.command, cli.serve) {
+        (Some(Command::Token(token)), _) => print_token(&token),
+        (None, Some(serve)) => run_until_signal(&serve),
+        (None, None) => Err(anyhow::anyhow!("--config-dir and --state-dir are needed")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mesh-control: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_until_signal(settings: &Serve) -> anyhow::Result<()> {
+    log_to_stderr(settings)?;
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(cores.max(2)).enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut running = tokio::select! {
+            running = start(settings) => running?,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        };
+        // Not by way of the log, whose level may be anything: who started us reads the ports here.
+        eprintln!("mesh-control listening {}", running.addresses);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            error = running.failed() => return Err(error),
+        }
+        tracing::info!("shutting down");
+        running.stop(settings.shutdown_duration).await;
+        Ok(())
+    })
+}
+
+fn log_to_stderr(settings: &Serve) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&settings.log_level)
+        .with_context(|| format!("log level {:?}", settings.log_level))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let result = match settings.log_format {
+        LogFormat::Text => log.with_ansi(false).try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+    result.map_err(|e| anyhow::anyhow!("the log cannot be set up: {e}"))
+}
+
+/// Where the control plane listens, port 0 resolved. `xds=IP:PORT plaintext-xds=off http=IP:PORT`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// TLS: xDS and certificates.
+    pub xds: Listen,
+    /// Plaintext xDS.
+    pub plaintext_xds: Listen,
+    /// Admin pages.
+    pub http: Listen,
+}
+
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "xds={} plaintext-xds={} http={}", self.xds, self.plaintext_xds, self.http)
+    }
+}
+
+/// A control plane at work.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it listens.
+    pub addresses: Addresses,
+    /// Streams and state.
+    pub hub: Arc<Hub<Translator>>,
+    tasks: JoinSet<anyhow::Result<()>>,
+    stop: CancellationToken,
+}
+
+impl Running {
+    /// Waits until a part fails; parts never end by themselves.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        match self.tasks.join_next().await {
+            Some(Ok(Err(error))) => error,
+            Some(Err(error)) => error.into(),
+            Some(Ok(Ok(()))) | None => anyhow::anyhow!("a part of the control plane ended"),
+        }
+    }
+
+    /// Ends it: streams are told to go elsewhere, answers in flight are finished, at most for `limit`.
+    pub async fn stop(mut self, limit: Duration) {
+        self.hub.stopping.cancel();
+        self.stop.cancel();
+        let ended = tokio::time::timeout(limit, async { while self.tasks.join_next().await.is_some() {} }).await;
+        if ended.is_err() {
+            tracing::warn!("not everything ended in time");
+        }
+    }
+}
+
+async fn bind(listen: Listen) -> anyhow::Result<(Listen, Option<TcpListener>)> {
+    let Some(address) = listen.0 else { return Ok((listen, None)) };
+    let listener = server::bind(address).await?;
+    let actual: SocketAddr = listener.local_addr()?;
+    Ok((Listen(Some(actual)), Some(listener)))
+}
+
+/// Starts everything. When this returns, the folder has been read and is in force.
+///
+/// # Errors
+/// When an address cannot be listened on, the folder cannot be read, or the state folder is of no use.
+pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
+    let (xds, xds_listener) = bind(settings.xds_addr).await?;
+    let (plaintext_xds, plaintext_listener) = bind(settings.plaintext_xds_addr).await?;
+    let (http, http_listener) = bind(settings.http_addr).await?;
+    let addresses = Addresses { xds, plaintext_xds, http };
+
+    let metrics = Arc::new(Metrics::default());
+    let hub = Hub::new(Translator::new(), metrics.clone());
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let admin = Arc::new(Admin {
+        hub: hub.clone(),
+        metrics: metrics.clone(),
+        folder: ArcSwapOption::empty(),
+        authenticate: ArcSwapOption::empty(),
+        cluster_id: settings.cluster_id.clone(),
+        started: Instant::now(),
+    });
+    if let Some(listener) = http_listener {
+        tasks.spawn(admin::serve(listener, admin.clone(), stop.clone()));
+    }
+
+    let config_dir = settings.config_dir.clone();
+    let opened = tokio::task::spawn_blocking(move || FolderSource::open(&config_dir)).await?;
+    let (folder, first) = opened.map_err(|finding| anyhow::anyhow!("{finding}"))?;
+    let status = folder.status();
+    admin.folder.store(Some(status.clone()));
+    let options = index::Options {
+        cluster: settings.cluster_id.as_str().into(),
+        network: settings.network.as_str().into(),
+        trust_domain: settings.trust_domain.as_deref().map(Into::into),
+        domain: settings.domain.as_str().into(),
+    };
+    let mut writer = IndexWriter::new(options);
+    count_events(&metrics, &first);
+    let objects = first.len();
+    writer.apply(first);
+    let refused = || status.read().findings.iter().filter(|f| f.level == Level::Error).count();
+    count_state(&metrics, writer.index(), refused());
+    tracing::info!(objects, errors = refused(), "configuration read");
+
+    let (changes_tx, changes_rx) = mpsc::channel(64);
+    let (index_tx, index_rx) = mpsc::channel(64);
+    hub.open(writer.index().clone());
+    tasks.spawn(async move {
+        folder.run(changes_tx).await.context("watching the configuration folder")
+    });
+    tasks.spawn(write_index(writer, changes_rx, index_tx, metrics.clone(), status));
+    let follow = hub.clone().follow(index_rx);
+    tasks.spawn(async move {
+        follow.await;
+        Ok(())
+    });
+
+    if let Some(listener) = plaintext_listener {
+        tracing::warn!("{plaintext_xds} serves xDS in plaintext: whoever reaches it is believed");
+        let routes = Routes::new(Ads::new(hub.clone(), None));
+        tasks.spawn(server::serve(listener, None, routes, stop.clone()));
+    }
+    if let Some(listener) = xds_listener
+        && let Some(identity) = identity(settings, &hub, &metrics)?
+    {
+        admin.authenticate.store(Some(Arc::new(identity.authenticate.clone())));
+        let routes = identity.routes.add_service(Ads::new(hub.clone(), Some(identity.authenticate)));
+        tasks.spawn(server::serve(listener, Some(identity.tls), routes, stop.clone()));
+    }
+    Ok(Running { addresses, hub, tasks, stop })
+}
+
+/// What the certificate authority gives to the TLS address.
+struct Identity {
+    tls: server::TlsSource,
+    authenticate: Arc<dyn Authenticate>,
+    routes: Routes,
+}
+
+fn identity(_settings: &Serve, _hub: &Hub<Translator>, _metrics: &Arc<Metrics>) -> anyhow::Result<Option<Identity>> {
+    Ok(None)
+}
+
+fn print_token(_token: &crate::settings::Token) -> anyhow::Result<()> {
+    anyhow::bail!("no issuer")
+}
+
+/// Turns changed objects into states of the index.
+async fn write_index(
+    mut writer: IndexWriter,
+    mut changes: mpsc::Receiver<Vec<ObjectChange>>,
+    states: mpsc::Sender<(Index, ChangeSet)>,
+    metrics: Arc<Metrics>,
+    status: Arc<parking_lot::RwLock<crate::source::watch::FolderStatus>>,
+) -> anyhow::Result<()> {
+    while let Some(batch) = changes.recv().await {
+        count_events(&metrics, &batch);
+        let change = writer.apply(batch);
+        if !change.only_endpoints() || change.is_empty() {
+            let refused = status.read().findings.iter().filter(|f| f.level == Level::Error).count();
+            count_state(&metrics, writer.index(), refused);
+        }
+        if change.is_empty() {
+            continue;
+        }
+        tracing::debug!(?change, "configuration changed");
+        if states.send((writer.index().clone(), change)).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn count_events(metrics: &Metrics, changes: &[ObjectChange]) {
+    for change in changes {
+        let kind = change.key().kind;
+        let family = if kind.is_core() { &metrics.reg_events } else { &metrics.cfg_events };
+        let event = match change {
+            ObjectChange::Upsert(_) => "update",
+            ObjectChange::Remove(_) => "delete",
+        };
+        family.of([kind.name(), event]).inc();
+    }
+}
+
+fn count_state(metrics: &Metrics, index: &Index, refused: usize) {
+    metrics.services.set(index.services().count());
+    metrics.virtual_services.set(index.objects(Kind::VirtualService).count());
+    metrics.refused_objects.set(refused);
+}
