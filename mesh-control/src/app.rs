@@ -195,9 +195,7 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
     let (changes_tx, changes_rx) = mpsc::channel(64);
     let (index_tx, index_rx) = mpsc::channel(64);
     hub.open(writer.index().clone());
-    tasks.spawn(async move {
-        folder.run(changes_tx).await.context("watching the configuration folder")
-    });
+    tasks.spawn(async move { folder.run(changes_tx).await.context("watching the configuration folder") });
     tasks.spawn(write_index(writer, changes_rx, index_tx, metrics.clone(), status));
     let follow = hub.clone().follow(index_rx);
     tasks.spawn(async move {

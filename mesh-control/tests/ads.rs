@@ -99,10 +99,7 @@ impl Generator for Table {
         }
     }
     fn affected(&self, _: &Index, change: &Change, _: &String) -> Affected {
-        change
-            .resources
-            .iter()
-            .fold(Affected::none(), |a, (ty, name)| a.with(*ty, [name.as_str().into()]))
+        change.resources.iter().fold(Affected::none(), |a, (ty, name)| a.with(*ty, [name.as_str().into()]))
     }
     fn merge(&self, change: &mut Change, later: Change) {
         change.resources.extend(later.resources);
@@ -320,7 +317,13 @@ async fn endpoints_reach_their_subscribers_only_and_config_everyone() {
     }
     assert_eq!(mesh.hub.connected(), 2);
     drop(two);
-    timeout(SOON, async { while mesh.hub.connected() == 2 { sleep(Duration::from_millis(5)).await } }).await.unwrap();
+    timeout(SOON, async {
+        while mesh.hub.connected() == 2 {
+            sleep(Duration::from_millis(5)).await
+        }
+    })
+    .await
+    .unwrap();
     assert!(mesh.hub.metrics.convergence_time.count() > 0);
 }
 

@@ -16,11 +16,7 @@ use crate::xds::{caller::Peer, generator::Generator};
 const ROOT_NAMESPACE: &str = "istio-system";
 
 /// Lets a request through or refuses it.
-pub(super) async fn guard<G: Generator>(
-    State(admin): State<Arc<Admin<G>>>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub(super) async fn guard<G: Generator>(State(admin): State<Arc<Admin<G>>>, request: Request, next: Next) -> Response {
     let refuse = |why: &str| (StatusCode::FORBIDDEN, format!("{why}\n")).into_response();
     // A page in a browser must not read this by way of the user's own machine.
     if request.headers().contains_key(header::ORIGIN) {

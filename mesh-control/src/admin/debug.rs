@@ -16,13 +16,7 @@ use super::Admin;
 use crate::{
     metrics::{Page, escape},
     source::object::{Kind, Object},
-    xds::{
-        caller::Caller,
-        generator::Generator,
-        hub::Handle,
-        nack::AckState,
-        push::Protocol,
-    },
+    xds::{caller::Caller, generator::Generator, hub::Handle, nack::AckState, push::Protocol},
 };
 
 /// Which proxy.
@@ -153,9 +147,11 @@ pub(super) async fn config_dump<G: Generator>(
     if query.proxy_id.is_empty() {
         return (StatusCode::BAD_REQUEST, "name a proxy: ?proxyID=POD.NAMESPACE\n").into_response();
     }
-    let found = admin.hub.clients().into_iter().find(|c| {
-        c.client.proxy_id() == query.proxy_id || c.client.raw_id == query.proxy_id
-    });
+    let found = admin
+        .hub
+        .clients()
+        .into_iter()
+        .find(|c| c.client.proxy_id() == query.proxy_id || c.client.raw_id == query.proxy_id);
     let held = match &found {
         Some(handle) => handle.held().await,
         None => None,

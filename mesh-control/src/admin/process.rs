@@ -13,7 +13,11 @@ pub fn render(page: &mut Page) {
     page.line("process_cpu_seconds_total", "", process.cpu_seconds);
     page.gauge("process_resident_memory_bytes", "Resident memory", process.resident);
     page.gauge("process_virtual_memory_bytes", "Virtual memory", process.virtual_size);
-    page.gauge("go_memstats_heap_inuse_bytes", "Resident memory without files (what dashboards read)", process.anonymous);
+    page.gauge(
+        "go_memstats_heap_inuse_bytes",
+        "Resident memory without files (what dashboards read)",
+        process.anonymous,
+    );
     page.gauge("go_memstats_alloc_bytes", "Resident memory without files (what dashboards read)", process.anonymous);
     page.gauge("process_open_fds", "Open descriptors", process.descriptors);
     page.gauge("process_threads", "Threads", process.threads);
@@ -44,9 +48,9 @@ impl Process {
         let (_, rest) = stat.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_whitespace().collect();
         let number = |i: usize| fields.get(i).and_then(|f| f.parse::<u64>().ok());
-        let booted = fs::read_to_string("/proc/stat").ok().and_then(|s| {
-            s.lines().find_map(|l| l.strip_prefix("btime ")?.trim().parse::<u64>().ok())
-        });
+        let booted = fs::read_to_string("/proc/stat")
+            .ok()
+            .and_then(|s| s.lines().find_map(|l| l.strip_prefix("btime ")?.trim().parse::<u64>().ok()));
         let status = fs::read_to_string(dir.join("status")).ok()?;
         let of = |key: &str| {
             let line = status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
