@@ -114,6 +114,14 @@ impl Endpoint {
     pub fn active_requests(&self) -> u64 {
         self.state.stats.rq_active.get()
     }
+    /// Weight, at least 1 (absent and 0 count as 1).
+    pub fn weight(&self) -> u32 {
+        self.config.weight.max(1)
+    }
+    /// When its warm-up of this length ends.
+    pub(super) fn warm_at(&self, window: Duration) -> Instant {
+        self.state.healthy_since() + window
+    }
     /// Share of its final weight that an endpoint has while it warms up; 1.0 afterwards.
     pub(super) fn slow_start_factor(&self, cfg: &SlowStart, now: Instant) -> f64 {
         let age = now.saturating_duration_since(self.state.healthy_since());
