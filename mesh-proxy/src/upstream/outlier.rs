@@ -109,7 +109,9 @@ impl Cause {
                 &s.outlier_ejections_detected_consecutive_local_origin_failure,
                 &s.outlier_ejections_enforced_consecutive_local_origin_failure,
             ),
-            Self::SuccessRate => (&s.outlier_ejections_detected_success_rate, &s.outlier_ejections_enforced_success_rate),
+            Self::SuccessRate => {
+                (&s.outlier_ejections_detected_success_rate, &s.outlier_ejections_enforced_success_rate)
+            }
             Self::FailurePercentage => {
                 (&s.outlier_ejections_detected_failure_percentage, &s.outlier_ejections_enforced_failure_percentage)
             }
@@ -257,12 +259,7 @@ pub(super) fn uneject(stats: &ClusterStats, all: &[Arc<Endpoint>], e: &Endpoint)
 }
 
 /// The periodic part: returns those whose time is over, then judges rates. Whether anyone's health changed.
-pub(super) fn sweep(
-    cfg: &OutlierDetection,
-    stats: &ClusterStats,
-    all: &[Arc<Endpoint>],
-    random: &impl Random,
-) -> bool {
+pub(super) fn sweep(cfg: &OutlierDetection, stats: &ClusterStats, all: &[Arc<Endpoint>], random: &impl Random) -> bool {
     let mut changed = false;
     for e in all {
         let r = &e.state.outlier;

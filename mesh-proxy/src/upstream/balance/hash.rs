@@ -84,7 +84,8 @@ impl Ring {
     pub(super) fn pick(&self, endpoints: &[Arc<Endpoint>], ask: Ask) -> usize {
         let n = self.points.len().max(1);
         let start = self.points.partition_point(|(p, _)| *p < ask.hash) + ask.attempt as usize;
-        let candidates = (0..self.points.len()).filter_map(|k| self.points.get((start + k) % n)).map(|(_, i)| *i as usize);
+        let candidates =
+            (0..self.points.len()).filter_map(|k| self.points.get((start + k) % n)).map(|(_, i)| *i as usize);
         bounded(self.bound.as_ref(), endpoints, candidates)
     }
 }

@@ -17,8 +17,8 @@ pub(super) struct LeastRequest {
 
 impl LeastRequest {
     pub(super) fn new(endpoints: &[Arc<Endpoint>], choices: u32, bias: f64) -> Self {
-        let weights = (!equal_weights(endpoints))
-            .then(|| Cumulative::new(endpoints.iter().map(|e| u64::from(e.weight()))));
+        let weights =
+            (!equal_weights(endpoints)).then(|| Cumulative::new(endpoints.iter().map(|e| u64::from(e.weight()))));
         let choices = (choices.max(2) as usize).min(endpoints.len().max(1));
         Self { choices, bias: if bias.is_finite() && bias >= 0.0 { bias } else { 1.0 }, weights }
     }

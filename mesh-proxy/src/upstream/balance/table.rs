@@ -73,7 +73,8 @@ impl Table {
             tiers.entry(group.priority).or_default().push((group, endpoints));
         }
         let factor = set.overprovisioning.unwrap_or(OVERPROVISIONING).max(100);
-        let tiers: Vec<Tier> = tiers.values().map(|groups| Tier::build(cluster, groups, factor, zone, random)).collect();
+        let tiers: Vec<Tier> =
+            tiers.values().map(|groups| Tier::build(cluster, groups, factor, zone, random)).collect();
         let counts: Vec<Counts> = tiers.iter().map(|t| t.counts).collect();
         Self {
             all: members.iter().flatten().cloned().collect(),
@@ -182,7 +183,8 @@ impl Tier {
                 .map(|(group, all)| {
                     let chosen: Vec<Arc<Endpoint>> =
                         all.iter().filter(|e| health.is_none_or(|h| e.health() == h)).cloned().collect();
-                    let available = (chosen.len() as f64 * f64::from(factor) / 100.0 / all.len().max(1) as f64).min(1.0);
+                    let available =
+                        (chosen.len() as f64 * f64::from(factor) / 100.0 / all.len().max(1) as f64).min(1.0);
                     let weight = f64::from(group.weight.unwrap_or(0)) * if health.is_none() { 1.0 } else { available };
                     Part { zone: group.locality.clone(), endpoints: chosen, weight }
                 })
@@ -243,11 +245,8 @@ impl Groups {
                 .with_all_first(cluster, random);
             }
             let endpoints: Vec<Arc<Endpoint>> = parts.into_iter().flat_map(|p| p.endpoints).collect();
-            let pickers = if endpoints.is_empty() {
-                vec![]
-            } else {
-                vec![Picker::new(cluster, endpoints, &weights, random)]
-            };
+            let pickers =
+                if endpoints.is_empty() { vec![] } else { vec![Picker::new(cluster, endpoints, &weights, random)] };
             return Self { pickers, weights: None, zones: None };
         }
         // A locality of weight 0 gets nothing.
@@ -494,9 +493,15 @@ mod tests {
     fn retries_avoid_hosts_and_priorities() {
         let t = table(no_panic, &[(0, "a", None, &[(1, H)]), (1, "b", None, &[(2, H)])], None);
         let tried = [t.all[0].clone()];
-        close(&shares(&t, &LbContext { tried: &tried, avoid_priorities: Some(1), ..LbContext::default() }), &[(2, 1.0)]);
+        close(
+            &shares(&t, &LbContext { tried: &tried, avoid_priorities: Some(1), ..LbContext::default() }),
+            &[(2, 1.0)],
+        );
         // After two tries of priority 0 with a frequency of 2 as well, after one not yet.
-        close(&shares(&t, &LbContext { tried: &tried, avoid_priorities: Some(2), ..LbContext::default() }), &[(1, 1.0)]);
+        close(
+            &shares(&t, &LbContext { tried: &tried, avoid_priorities: Some(2), ..LbContext::default() }),
+            &[(1, 1.0)],
+        );
         // Everything tried: begin anew.
         let all = [t.all[0].clone(), t.all[1].clone()];
         close(&shares(&t, &LbContext { tried: &all, avoid_priorities: Some(1), ..LbContext::default() }), &[(1, 1.0)]);
@@ -531,6 +536,15 @@ mod tests {
         let got = shares(&table(aware, groups, Some("r/a")), &LbContext::default());
         assert!((got[&1] - 0.5).abs() < 0.02, "{got:?}");
         // Another zone than ours: evenly.
-        close(&shares(&table(aware, groups, Some("r/x")), &LbContext::default()), &[(1, 0.25), (2, 0.25)].map(|x| x).iter().copied().chain([(3, 0.25), (4, 0.25)]).collect::<Vec<_>>().as_slice());
+        close(
+            &shares(&table(aware, groups, Some("r/x")), &LbContext::default()),
+            &[(1, 0.25), (2, 0.25)]
+                .map(|x| x)
+                .iter()
+                .copied()
+                .chain([(3, 0.25), (4, 0.25)])
+                .collect::<Vec<_>>()
+                .as_slice(),
+        );
     }
 }
