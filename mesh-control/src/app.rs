@@ -115,14 +115,22 @@ pub struct Running {
     pub addresses: Addresses,
     /// Streams and state.
     pub hub: Arc<Hub<Translator>>,
-    tasks: JoinSet<anyhow::Result<()>>,
+    /// They end by themselves when told to, after finishing what they are at.
+    servers: JoinSet<anyhow::Result<()>>,
+    /// They have nothing to finish.
+    workers: JoinSet<anyhow::Result<()>>,
     stop: CancellationToken,
 }
 
 impl Running {
     /// Waits until a part fails; parts never end by themselves.
     pub async fn failed(&mut self) -> anyhow::Error {
-        match self.tasks.join_next().await {
+        let ended = tokio::select! {
+            Some(ended) = self.servers.join_next() => Some(ended),
+            Some(ended) = self.workers.join_next() => Some(ended),
+            else => None,
+        };
+        match ended {
             Some(Ok(Err(error))) => error,
             Some(Err(error)) => error.into(),
             Some(Ok(Ok(()))) | None => anyhow::anyhow!("a part of the control plane ended"),
@@ -133,10 +141,11 @@ impl Running {
     pub async fn stop(mut self, limit: Duration) {
         self.hub.stopping.cancel();
         self.stop.cancel();
-        let ended = tokio::time::timeout(limit, async { while self.tasks.join_next().await.is_some() {} }).await;
+        let ended = tokio::time::timeout(limit, async { while self.servers.join_next().await.is_some() {} }).await;
         if ended.is_err() {
             tracing::warn!("not everything ended in time");
         }
+        self.workers.shutdown().await;
     }
 }
 
@@ -160,7 +169,7 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
     let metrics = Arc::new(Metrics::default());
     let hub = Hub::new(Translator::new(), metrics.clone());
     let stop = CancellationToken::new();
-    let mut tasks = JoinSet::new();
+    let (mut servers, mut workers) = (JoinSet::new(), JoinSet::new());
     let admin = Arc::new(Admin {
         hub: hub.clone(),
         metrics: metrics.clone(),
@@ -170,7 +179,7 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
         started: Instant::now(),
     });
     if let Some(listener) = http_listener {
-        tasks.spawn(admin::serve(listener, admin.clone(), stop.clone()));
+        servers.spawn(admin::serve(listener, admin.clone(), stop.clone()));
     }
 
     let config_dir = settings.config_dir.clone();
@@ -195,10 +204,10 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
     let (changes_tx, changes_rx) = mpsc::channel(64);
     let (index_tx, index_rx) = mpsc::channel(64);
     hub.open(writer.index().clone());
-    tasks.spawn(async move { folder.run(changes_tx).await.context("watching the configuration folder") });
-    tasks.spawn(write_index(writer, changes_rx, index_tx, metrics.clone(), status));
+    workers.spawn(async move { folder.run(changes_tx).await.context("watching the configuration folder") });
+    workers.spawn(write_index(writer, changes_rx, index_tx, metrics.clone(), status));
     let follow = hub.clone().follow(index_rx);
-    tasks.spawn(async move {
+    workers.spawn(async move {
         follow.await;
         Ok(())
     });
@@ -206,16 +215,16 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
     if let Some(listener) = plaintext_listener {
         tracing::warn!("{plaintext_xds} serves xDS in plaintext: whoever reaches it is believed");
         let routes = Routes::new(Ads::new(hub.clone(), None));
-        tasks.spawn(server::serve(listener, None, routes, stop.clone()));
+        servers.spawn(server::serve(listener, None, routes, stop.clone()));
     }
     if let Some(listener) = xds_listener
         && let Some(identity) = identity(settings, &hub, &metrics)?
     {
         admin.authenticate.store(Some(Arc::new(identity.authenticate.clone())));
         let routes = identity.routes.add_service(Ads::new(hub.clone(), Some(identity.authenticate)));
-        tasks.spawn(server::serve(listener, Some(identity.tls), routes, stop.clone()));
+        servers.spawn(server::serve(listener, Some(identity.tls), routes, stop.clone()));
     }
-    Ok(Running { addresses, hub, tasks, stop })
+    Ok(Running { addresses, hub, servers, workers, stop })
 }
 
 /// What the certificate authority gives to the TLS address.
