@@ -28,7 +28,8 @@ spec:
 fn settings(dir: &Path) -> Serve {
     let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
     std::fs::create_dir_all(dir.join("config")).unwrap();
-    let args = ["mesh-control", "--config-dir", &path("config"), "--state-dir", &path("state"), "--http-addr", "127.0.0.1:0"];
+    let args =
+        ["mesh-control", "--config-dir", &path("config"), "--state-dir", &path("state"), "--http-addr", "127.0.0.1:0"];
     let args = args.into_iter().chain(["--xds-addr", "127.0.0.1:0", "--plaintext-xds-addr", "127.0.0.1:0"]);
     Cli::try_parse_from(args).unwrap().serve.unwrap()
 }
@@ -98,9 +99,13 @@ async fn pages_tell_what_is_in_force() {
     assert_eq!((finding["line"].as_u64(), finding["field"].as_str()), (Some(6), Some("spec.htpp")), "{finding}");
     std::fs::remove_file(dir.path().join("config/bad.yaml")).unwrap();
     std::fs::remove_file(dir.path().join("config/web.yaml")).unwrap();
-    timeout(SOON, async { while pages.metric("pilot_services ").await != 0.0 { sleep(Duration::from_millis(10)).await } })
-        .await
-        .unwrap();
+    timeout(SOON, async {
+        while pages.metric("pilot_services ").await != 0.0 {
+            sleep(Duration::from_millis(10)).await
+        }
+    })
+    .await
+    .unwrap();
     assert!(pages.metric("pilot_k8s_reg_events{type=\"Service\",event=\"delete\"} ").await >= 1.0);
     timeout(SOON, running.stop(SOON)).await.unwrap();
     assert!(TcpStream::connect(pages.0).await.is_err(), "nothing listens any more");
