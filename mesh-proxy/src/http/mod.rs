@@ -4,9 +4,17 @@
 //! filters, calls the upstream and records what happened (`stats`). Knows no xDS; hyper is named in `server` only.
 
 pub mod filters;
+pub mod format;
+pub mod hash;
+pub mod header_ops;
 pub mod local_reply;
 pub mod manager;
+pub mod matchers;
 pub mod message;
+pub mod path;
 pub mod router;
 pub mod server;
 pub mod stats;
+pub mod template;
+#[cfg(test)]
+pub(crate) mod testing;

@@ -32,6 +32,8 @@ pub struct ExchangeStats {
     pub target: PathAndQuery,
     /// Host and port as the client sent them.
     pub authority: Authority,
+    /// Path and query, host and port as they went upstream, when they differ from what the client sent.
+    pub sent: Option<Box<(PathAndQuery, Authority)>>,
     /// Version that the client speaks.
     pub version: Version,
     /// A gRPC request.
@@ -219,6 +221,7 @@ impl ExchangeStats {
             scheme: head.scheme,
             target: head.target.clone(),
             authority: head.authority.clone(),
+            sent: None,
             version: head.version,
             grpc: head.is_grpc(),
             request_id: None,
@@ -252,11 +255,26 @@ impl ExchangeStats {
             captured: Captured::default(),
         }
     }
+    /// Path and query as they went upstream.
+    pub fn sent_target(&self) -> &PathAndQuery {
+        self.sent.as_ref().map_or(&self.target, |s| &s.0)
+    }
+    /// Host and port as they went upstream.
+    pub fn sent_authority(&self) -> &Authority {
+        self.sent.as_ref().map_or(&self.authority, |s| &s.1)
+    }
     /// Ends with this reason: its flag is added.
     pub fn end_with(&mut self, reason: Reason) {
         self.flags.insert(reason.flag());
         self.reason = reason;
     }
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |n: u8| char::from(DIGITS.get(usize::from(n)).copied().unwrap_or(b'0'));
+    bytes.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect()
 }
 
 /// Where finished exchanges go: one per HTTP manager, its metric handles and log formats resolved when it was compiled.
