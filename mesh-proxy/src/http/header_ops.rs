@@ -143,9 +143,9 @@ impl Add {
             AppendAction::AppendIfExistsOrAdd => headers.try_append(name.clone(), value).map(drop),
             AppendAction::AddIfAbsent if headers.contains_key(name) => Ok(()),
             AppendAction::OverwriteIfExists if !headers.contains_key(name) => Ok(()),
-            AppendAction::AddIfAbsent
-            | AppendAction::OverwriteIfExistsOrAdd
-            | AppendAction::OverwriteIfExists => headers.try_insert(name.clone(), value).map(drop),
+            AppendAction::AddIfAbsent | AppendAction::OverwriteIfExistsOrAdd | AppendAction::OverwriteIfExists => {
+                headers.try_insert(name.clone(), value).map(drop)
+            }
         };
         drop(result);
     }

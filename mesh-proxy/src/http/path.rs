@@ -224,8 +224,7 @@ mod tests {
 
     #[test]
     fn normalising_twice_changes_nothing() {
-        let all =
-            Options { normalize: true, merge_slashes: true, escaped_slashes: EscapedSlashes::UnescapeAndForward };
+        let all = Options { normalize: true, merge_slashes: true, escaped_slashes: EscapedSlashes::UnescapeAndForward };
         for path in ["/a/%2e%2e/b", "/x//y/../z", "/a%2f..%2fb", "/%5c..%5cadmin", "/%2f%2fa"] {
             let once = run(path, all);
             assert_eq!(run(&once, all), once, "{path}");

@@ -214,9 +214,9 @@ impl Cond {
             Cond::And(list) => list.iter().all(|c| c.eval(a, refuses)),
             Cond::Or(list) => list.iter().any(|c| c.eval(a, refuses)),
             Cond::Not(inner) => !inner.eval(a, !refuses),
-            Cond::Header(m) => a.head.map_or(refuses, |head| {
-                m.matches_several(head, if refuses { Several::Any } else { Several::All })
-            }),
+            Cond::Header(m) => a
+                .head
+                .map_or(refuses, |head| m.matches_several(head, if refuses { Several::Any } else { Several::All })),
             Cond::Path(m) => a.head.map_or(refuses, |head| m.matches(url_path(head))),
             Cond::Template(t) => {
                 a.head.map_or(refuses, |head| std::str::from_utf8(url_path(head)).is_ok_and(|p| t.matches(p)))
@@ -251,9 +251,8 @@ impl Cond {
     }
 
     fn describe(&self, a: &Attributes<'_>) -> String {
-        let text = |v: Option<Cow<'_, [u8]>>| {
-            v.map_or("absent".to_owned(), |v| format!("{:?}", String::from_utf8_lossy(&v)))
-        };
+        let text =
+            |v: Option<Cow<'_, [u8]>>| v.map_or("absent".to_owned(), |v| format!("{:?}", String::from_utf8_lossy(&v)));
         match self {
             Cond::Not(inner) => format!("not ({})", inner.describe(a)),
             Cond::Header(m) => format!("header {:?} is {}", m.field, text(a.head.and_then(|h| m.field.value(h)))),

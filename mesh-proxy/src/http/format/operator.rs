@@ -143,7 +143,11 @@ pub enum Operator {
     GrpcStatus,
     GrpcStatusNumber,
     QueryParam(Box<str>, Option<usize>),
-    Path { query: bool, original: Option<bool>, max: Option<usize> },
+    Path {
+        query: bool,
+        original: Option<bool>,
+        max: Option<usize>,
+    },
     ClusterMetadata(Box<str>, Vec<Box<str>>),
     UpstreamMetadata(Box<str>, Vec<Box<str>>),
     AccessLogType,
@@ -166,9 +170,7 @@ impl Operator {
         Ok(match name {
             "REQ" | "REQUEST_HEADER" => O::Request(lookup(needed()?, max).ok_or_else(|| bad("bad header name"))?),
             "RESP" | "RESPONSE_HEADER" => O::Response(lookup(needed()?, max).ok_or_else(|| bad("bad header name"))?),
-            "TRAILER" | "RESPONSE_TRAILER" => {
-                O::Trailer(lookup(needed()?, max).ok_or_else(|| bad("bad header name"))?)
-            }
+            "TRAILER" | "RESPONSE_TRAILER" => O::Trailer(lookup(needed()?, max).ok_or_else(|| bad("bad header name"))?),
             "START_TIME" | "EMIT_TIME" => O::StartTime(TimeFormat::parse(argument.unwrap_or(""))?),
             "START_TIME_LOCAL" | "EMIT_TIME_LOCAL" => O::StartTimeLocal(TimeFormat::parse(argument.unwrap_or(""))?),
             "PROTOCOL" => O::Protocol,
