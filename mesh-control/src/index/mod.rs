@@ -17,6 +17,11 @@ pub mod visibility;
 pub mod workload;
 mod writer;
 
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,

@@ -78,8 +78,8 @@ pub struct Service {
     pub export: ExportTo,
     /// Labels of the object.
     pub labels: Arc<Labels>,
-    /// Pods and WorkloadEntries behind it.
-    pub selector: Labels,
+    /// What picks pods and WorkloadEntries behind it, one of each object that declares it; never empty ones.
+    pub selectors: Vec<Labels>,
     /// Unready endpoints count as ready.
     pub publish_not_ready: bool,
     /// Only endpoints of the client's own node.
@@ -188,7 +188,7 @@ impl Service {
             headless,
             export: ExportTo::parse(export.split(','), &mesh.default_service_export_to, &key.namespace),
             labels: Arc::new(object.meta.labels.clone()),
-            selector: spec.selector.clone(),
+            selectors: Some(spec.selector.clone()).filter(|s| !s.is_empty()).into_iter().collect(),
             publish_not_ready: spec.publish_not_ready_addresses,
             node_local: spec.internal_traffic_policy == "Local",
             prefer_near: nearness(distribution),
@@ -229,7 +229,7 @@ impl Service {
                 &key.namespace,
             ),
             labels: Arc::new(object.meta.labels.clone()),
-            selector: spec.workload_selector.as_ref().map(|s| s.labels.clone()).unwrap_or_default(),
+            selectors: spec.workload_selector.iter().map(|s| s.labels.clone()).filter(|l| !l.is_empty()).collect(),
             publish_not_ready: false,
             node_local: false,
             prefer_near: nearness(distribution),
@@ -246,6 +246,7 @@ impl Service {
         if younger.resolution != self.resolution || younger.external != self.external {
             return false;
         }
+        self.selectors.extend(younger.selectors);
         for port in younger.ports {
             if self.port(port.port).is_none() {
                 self.ports.push(port);

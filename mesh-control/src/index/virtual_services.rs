@@ -11,9 +11,9 @@ use crate::source::object::{Object, Spec};
 pub const MESH_GATEWAY: &str = "mesh";
 
 /// A VirtualService.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct VirtualServiceEntry {
-    /// The object.
+    /// The object; where it stands in a file may be out of date.
     pub object: Arc<Object>,
     /// Its content.
     pub spec: Arc<networking::VirtualService>,
@@ -23,6 +23,14 @@ pub struct VirtualServiceEntry {
     pub gateways: Vec<Name>,
     /// Who sees it.
     pub export: ExportTo,
+}
+
+impl PartialEq for VirtualServiceEntry {
+    fn eq(&self, other: &Self) -> bool {
+        let (a, b) = (&self.object, &other.object);
+        (&a.key, &a.meta, &a.spec) == (&b.key, &b.meta, &b.spec)
+            && (&self.hosts, &self.gateways, &self.export) == (&other.hosts, &other.gateways, &other.export)
+    }
 }
 
 impl VirtualServiceEntry {

@@ -197,7 +197,7 @@ impl IndexWriter {
             let slot = (namespace.clone(), k.as_str().into(), v.as_str().into());
             for service in self.index.selecting.get(&slot).into_iter().flatten() {
                 let picked = self.index.services.get(service);
-                if picked.is_some_and(|e| endpoint::picks(&e.service.selector, labels)) {
+                if picked.is_some_and(|e| e.service.selectors.iter().any(|s| endpoint::picks(s, labels))) {
                     dirty.endpoints.insert(service.clone());
                 }
             }
@@ -305,8 +305,8 @@ impl IndexWriter {
     /// Keeps the tables by selector and by alias.
     fn enter_declaration(&mut self, key: &ServiceKey, old: Option<&Stamped<Service>>, new: Option<&Stamped<Service>>) {
         for (service, add) in old.map(|s| (s, false)).into_iter().chain(new.map(|s| (s, true))) {
-            // One pair of the selector is enough to find it by.
-            if let Some((k, v)) = service.selector.iter().next_back() {
+            // One pair of a selector is enough to find it by.
+            for (k, v) in service.selectors.iter().filter_map(|s| s.iter().next_back()) {
                 let slot = (key.namespace.clone(), k.as_str().into(), v.as_str().into());
                 set_member(&mut self.index.selecting, slot, key, add);
             }
@@ -361,7 +361,7 @@ impl IndexWriter {
         };
         for object in sources {
             match &object.spec {
-                Spec::Service(_) => {
+                Spec::Service(spec) => {
                     let slot = (object.key.namespace.clone(), object.key.name.clone());
                     let slices = self.index.slices.get(&slot);
                     for slice in slices.into_iter().flatten().filter_map(|k| self.index.objects.get(k)) {
@@ -369,7 +369,7 @@ impl IndexWriter {
                         add(&slice.key, endpoint::of_slice(service, slice, spec, |ip| self.pod_at(ip, &slice.key)));
                     }
                     // Slices are what Kubernetes made of the selector; without Kubernetes nobody made them.
-                    add(&object.key, self.selected(&object.key, service, &service.selector, slices.is_none()));
+                    add(&object.key, self.selected(&object.key, service, &spec.selector, slices.is_none()));
                 }
                 Spec::ServiceEntry(spec) => {
                     let mut found = endpoint::of_service_entry(service, object, spec);
