@@ -70,7 +70,10 @@ fn without_slices_the_selector_finds_pods() {
 fn changes_are_exact() {
     let mut writer = writer(SHOP);
     assert!(apply(&mut writer, SHOP).is_empty(), "written anew");
-    assert!(apply(&mut writer, &SHOP.replace("namespace: shop}\nspec", "namespace: shop, annotations: {a: b}}\nspec")).is_empty());
+    assert!(
+        apply(&mut writer, &SHOP.replace("namespace: shop}\nspec", "namespace: shop, annotations: {a: b}}\nspec"))
+            .is_empty()
+    );
     let ready = apply(&mut writer, &SHOP.replace("ready: false", "ready: true"));
     assert!(ready.only_endpoints() && ready.addresses.is_empty(), "{ready:?}");
     assert_eq!(ready.endpoints, [web()].into());
@@ -189,12 +192,18 @@ fn rules_of_client_then_service_then_root() {
 #[test]
 fn peer_authentication_levels() {
     let policy = |ns: &str, name: &str, rest: &str| {
-        format!("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {ns}}}\nspec: {rest}\n---\n")
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {ns}}}\nspec: {rest}\n---\n"
+        )
     };
     let yaml = policy("istio-system", "default", "{mtls: {mode: STRICT}}")
         + &policy("shop", "default", "{mtls: {mode: UNSET}}")
         + &policy("bank", "default", "{mtls: {mode: PERMISSIVE}}")
-        + &policy("bank", "w", "{selector: {matchLabels: {app: w}}, portLevelMtls: {8080: {mode: DISABLE}, 81: {mode: UNSET}}}");
+        + &policy(
+            "bank",
+            "w",
+            "{selector: {matchLabels: {app: w}}, portLevelMtls: {8080: {mode: DISABLE}, 81: {mode: UNSET}}}",
+        );
     let writer = writer(&yaml);
     let index = writer.index();
     let labels: Labels = [("app".to_owned(), "w".to_owned())].into();
@@ -274,8 +283,16 @@ fn difference(a: &Index, b: &Index) -> String {
             return format!("{:#?}\n{:#?}", a.services.get(key), b.services.get(key));
         }
     }
-    format!("served {} selecting {} aliases {} rules {} vs {} workloads {} slices {} declared {} mesh {}",
-        a.served == b.served, a.selecting == b.selecting, a.aliases == b.aliases, a.rules == b.rules,
-        a.virtual_services == b.virtual_services, a.workloads == b.workloads, a.slices == b.slices,
-        a.declared == b.declared, a.mesh == b.mesh)
+    format!(
+        "served {} selecting {} aliases {} rules {} vs {} workloads {} slices {} declared {} mesh {}",
+        a.served == b.served,
+        a.selecting == b.selecting,
+        a.aliases == b.aliases,
+        a.rules == b.rules,
+        a.virtual_services == b.virtual_services,
+        a.workloads == b.workloads,
+        a.slices == b.slices,
+        a.declared == b.declared,
+        a.mesh == b.mesh
+    )
 }
