@@ -6,20 +6,31 @@ mod access;
 mod debug;
 mod process;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use axum::{
     Router,
-    extract::{Request, State},
-    http::{StatusCode, header},
+    body::Body,
+    extract::State,
+    http::{Request, StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+};
 use parking_lot::RwLock;
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
 use crate::{
     metrics::{Metrics, Page, escape},
@@ -29,6 +40,11 @@ use crate::{
 
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// How long a client may take to send a request's head, and to take the last answer when we end.
+const HEAD: Duration = Duration::from_secs(10);
+/// Connections at once.
+const CONNECTIONS: usize = 256;
 
 /// What the pages show.
 pub struct Admin<G: Generator> {
@@ -74,17 +90,48 @@ pub fn router<G: Generator>(admin: Arc<Admin<G>>) -> Router {
         .with_state(admin)
 }
 
-/// Serves the pages until `stop`.
+/// Serves the pages until `stop`, then finishes what is being answered.
 ///
 /// # Errors
-/// When the server fails as a whole.
+/// Never; the type is that of a server's task.
 pub async fn serve<G: Generator>(
     listener: TcpListener,
     admin: Arc<Admin<G>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let app = router(admin).into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
+    let app = router(admin);
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    let graceful = GracefulShutdown::new();
+    let turns = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(turn) = turns.clone().acquire_owned().await else { break };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
+        };
+        let (tcp, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(target: "admin", "accepting a connection failed: {error}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let app = app.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(From(from));
+            app.clone().oneshot(request.map(Body::new))
+        });
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(tcp), service));
+        tokio::spawn(async move {
+            // A client that went away is no news.
+            let _ = connection.await;
+            drop(turn);
+        });
+    }
+    drop(listener);
+    let _ = timeout(HEAD, graceful.shutdown()).await;
     Ok(())
 }
 
@@ -117,7 +164,6 @@ async fn ready<G: Generator>(State(admin): State<Arc<Admin<G>>>) -> Response {
 }
 
 /// Peer of a request.
-fn peer(request: &Request) -> Option<From> {
-    let info = request.extensions().get::<axum::extract::ConnectInfo<SocketAddr>>()?;
-    Some(From(info.0))
+fn peer<B>(request: &Request<B>) -> Option<From> {
+    request.extensions().get::<From>().copied()
 }

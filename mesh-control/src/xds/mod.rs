@@ -1,6 +1,8 @@
 //! xDS: from the plain model to encoded resources, and the streams that serve them.
 
 pub mod caller;
+#[cfg(test)]
+mod convergence;
 pub mod debounce;
 pub mod delta;
 pub mod dump;
