@@ -19,8 +19,7 @@ use super::{
     testing::{World, error},
 };
 
-const TYPES: [TypeUrl; 5] =
-    [TypeUrl::Cluster, TypeUrl::Endpoints, TypeUrl::Secret, TypeUrl::Listener, TypeUrl::Route];
+const TYPES: [TypeUrl; 5] = [TypeUrl::Cluster, TypeUrl::Endpoints, TypeUrl::Secret, TypeUrl::Listener, TypeUrl::Route];
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 #[derive(Debug, Clone)]
@@ -152,8 +151,7 @@ impl Client {
         match self.protocol {
             Protocol::Delta => {
                 let error_detail = (!ack).then(|| error("no"));
-                let req =
-                    DeltaDiscoveryRequest { response_nonce: r.nonce.clone(), error_detail, ..Default::default() };
+                let req = DeltaDiscoveryRequest { response_nonce: r.nonce.clone(), error_detail, ..Default::default() };
                 self.delta(r.ty, req);
             }
             Protocol::Sotw => self.sotw(r.ty, (!ack).then_some("no")),
