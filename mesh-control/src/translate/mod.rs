@@ -8,12 +8,17 @@ pub mod clusters;
 pub mod delegate;
 pub mod destination_rule;
 pub mod endpoints;
+pub mod filter_chain;
 pub mod filter_names;
 pub mod locality;
 pub mod match_conditions;
+pub mod policy;
 pub mod rule_parts;
 pub mod scope;
 pub mod tls;
+pub mod telemetry;
+#[cfg(test)]
+mod testing;
 mod translator;
 pub mod virtual_service;
 
