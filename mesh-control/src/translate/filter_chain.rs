@@ -118,9 +118,8 @@ impl ChainEnv<'_> {
                 out.server_name = Some(server.value.as_str().into());
             }
         }
-        let off = |flag: &Option<mesh_api::meshconfig::DisabledFlag>| {
-            flag.as_ref().is_some_and(|f| f.disabled == Some(true))
-        };
+        let off =
+            |flag: &Option<mesh_api::meshconfig::DisabledFlag>| flag.as_ref().is_some_and(|f| f.disabled == Some(true));
         out.generate_request_id = !off(&headers.request_id) && !off(&headers.generate_request_id);
         if self.class == Class::Inbound
             && let Some(word) = client_cert_word(&headers.forwarded_client_cert)

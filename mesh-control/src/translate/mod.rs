@@ -15,10 +15,10 @@ pub mod match_conditions;
 pub mod policy;
 pub mod rule_parts;
 pub mod scope;
-pub mod tls;
 pub mod telemetry;
 #[cfg(test)]
 mod testing;
+pub mod tls;
 mod translator;
 pub mod virtual_service;
 

@@ -279,9 +279,7 @@ fn tracing(index: &Index, view: &ProxyView, specs: &[&crd::Telemetry], mode: crd
         client_sampling: Fraction::ALWAYS,
         overall_sampling: Fraction::ALWAYS,
         tags: out,
-        max_path_tag: tag_length
-            .or_else(|| settings.and_then(|t| t.max_path_tag_length))
-            .unwrap_or(DEFAULT_PATH_TAG),
+        max_path_tag: tag_length.or_else(|| settings.and_then(|t| t.max_path_tag_length)).unwrap_or(DEFAULT_PATH_TAG),
     })
 }
 
@@ -294,8 +292,12 @@ fn exporter(index: &Index, view: &ProxyView, p: &ExtensionProvider) -> Option<Tr
         return Some(match &o.http {
             Some(http) => TraceProvider::OtlpHttp {
                 cluster,
-                uri: format!("http://{host}:{}{}", o.port, if http.path.is_empty() { "/v1/traces" } else { &http.path })
-                    .into(),
+                uri: format!(
+                    "http://{host}:{}{}",
+                    o.port,
+                    if http.path.is_empty() { "/v1/traces" } else { &http.path }
+                )
+                .into(),
                 service_name,
                 timeout: http.timeout.map_or(Duration::from_secs(10), |d| d.0),
             },
@@ -352,7 +354,8 @@ fn custom_tag(name: &str, tag: &crd::CustomTag) -> Option<CustomTag> {
 
 /// Metrics as Prometheus reads them, unless a Telemetry object turns the provider or every metric off.
 fn stats(mesh: &MeshConfig, specs: &[&crd::Telemetry], mode: crd::WorkloadMode) -> Option<IstioStats> {
-    let is_prometheus = |name: &str| name == "prometheus" || provider(mesh, name).is_some_and(|p| p.prometheus.is_some());
+    let is_prometheus =
+        |name: &str| name == "prometheus" || provider(mesh, name).is_some_and(|p| p.prometheus.is_some());
     let defaults = mesh.default_providers.as_ref().map_or(&[][..], |d| d.metrics.as_slice());
     let mut on = defaults.is_empty() || defaults.iter().any(|n| is_prometheus(n));
     let mut metrics: Vec<Value> = Vec::new();
@@ -431,7 +434,8 @@ mod tests {
         TelemetryPlan::of(world.index(), &view, &objects(world.index(), &view))
     }
 
-    const MESH: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n";
+    const MESH: &str =
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n";
 
     fn mesh(text: &str) -> String {
         let indented: String = text.lines().map(|l| format!("    {l}\n")).collect();

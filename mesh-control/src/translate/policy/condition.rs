@@ -105,7 +105,9 @@ impl<'a> Condition<'a> {
             Self::Host => http(Permission::Header(host(value))),
             Self::Method => http(Permission::Header(header(":method", value))),
             Self::Path => http(path(value)),
-            Self::DestinationPort => Ok(Some(vec![Permission::DestinationPort(value.parse().map_err(|_| Unsupported)?)])),
+            Self::DestinationPort => {
+                Ok(Some(vec![Permission::DestinationPort(value.parse().map_err(|_| Unsupported)?)]))
+            }
             Self::DestinationIp => Ok(Some(vec![Permission::DestinationIp(block(value)?)])),
             Self::Sni => Ok(Some(vec![Permission::RequestedServerName(string(value, ""))])),
             Self::FilterMetadata(filter, key) => {
@@ -114,7 +116,12 @@ impl<'a> Condition<'a> {
                     None => MetadataValue::String(string(value, "")),
                 };
                 let path = vec![Name::from(key)];
-                Ok(Some(vec![Permission::Metadata(MetadataMatch { filter: filter.into(), path, value, invert: false })]))
+                Ok(Some(vec![Permission::Metadata(MetadataMatch {
+                    filter: filter.into(),
+                    path,
+                    value,
+                    invert: false,
+                })]))
             }
             _ => Ok(None),
         }
@@ -245,10 +252,7 @@ mod tests {
     fn keys_of_when() {
         assert_eq!(Condition::of_key("request.headers[X-A]"), Some(Condition::RequestHeader("X-A")));
         assert_eq!(Condition::of_key("request.auth.claims[a][b]"), Some(Condition::RequestClaim("[a][b]")));
-        assert_eq!(
-            Condition::of_key("experimental.envoy.filters.a.b[k]"),
-            Some(Condition::FilterMetadata("a.b", "k"))
-        );
+        assert_eq!(Condition::of_key("experimental.envoy.filters.a.b[k]"), Some(Condition::FilterMetadata("a.b", "k")));
         assert_eq!(Condition::of_key("request.mood"), None);
         assert!(Condition::DestinationIp.permission("nonsense", Side::Http).is_err());
     }

@@ -125,8 +125,7 @@ fn filter(
         return None;
     }
     let rbac = |policies: Option<Vec<Policy>>| policies.map(|policies| Rbac { action, policies: sorted(policies) });
-    let shadow_prefix: Name =
-        if shadow.is_some() { format!("istio_dry_run_{word}_").into() } else { Name::from("") };
+    let shadow_prefix: Name = if shadow.is_some() { format!("istio_dry_run_{word}_").into() } else { Name::from("") };
     let stat_prefix: Name = if side == Side::Tcp { "tcp.".into() } else { "".into() };
     Some(RbacFilter { stat_prefix, rules: rbac(enforced), shadow_rules: rbac(shadow), shadow_prefix })
 }
@@ -193,14 +192,10 @@ impl Reader<'_> {
             _ => vec![vec![]],
         };
         // A source or operation that cannot be expressed is none; when none is left the rule matches nothing.
-        let principals: Vec<Principal> = sources
-            .into_iter()
-            .filter_map(|list| self.principal(&[list, when.clone()].concat()).ok())
-            .collect();
-        let permissions: Vec<Permission> = operations
-            .into_iter()
-            .filter_map(|list| self.permission(&[list, when.clone()].concat()).ok())
-            .collect();
+        let principals: Vec<Principal> =
+            sources.into_iter().filter_map(|list| self.principal(&[list, when.clone()].concat()).ok()).collect();
+        let permissions: Vec<Permission> =
+            operations.into_iter().filter_map(|list| self.permission(&[list, when.clone()].concat()).ok()).collect();
         (!principals.is_empty() && !permissions.is_empty()).then_some(Policy { name, permissions, principals })
     }
 
@@ -353,18 +348,12 @@ mod tests {
     fn http_fields_on_tcp_narrow_allow_and_widen_deny() {
         let allow = authorization(&["{rules: [{to: [{operation: {paths: [/a]}}, {operation: {ports: ['80']}}]}]}"]);
         let policy = &only(&allow.tcp).policies[0];
-        assert_eq!(
-            policy.permissions,
-            [Permission::And(vec![Permission::Or(vec![Permission::DestinationPort(80)])])]
-        );
+        assert_eq!(policy.permissions, [Permission::And(vec![Permission::Or(vec![Permission::DestinationPort(80)])])]);
         let nothing = authorization(&["{rules: [{to: [{operation: {paths: [/a]}}]}]}"]);
         assert!(only(&nothing.tcp).policies.is_empty(), "ALLOW without a rule refuses everything");
         let deny = authorization(&["{action: DENY, rules: [{to: [{operation: {paths: [/a], ports: ['80']}}]}]}"]);
         let policy = &only(&deny.tcp).policies[0];
-        assert_eq!(
-            policy.permissions,
-            [Permission::And(vec![Permission::Or(vec![Permission::DestinationPort(80)])])]
-        );
+        assert_eq!(policy.permissions, [Permission::And(vec![Permission::Or(vec![Permission::DestinationPort(80)])])]);
     }
 
     #[test]
