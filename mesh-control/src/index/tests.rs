@@ -253,7 +253,7 @@ pub(crate) fn pool() -> Vec<Arc<crate::source::object::Object>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// However the objects came and went, the index is that of what there is now.
     #[test]

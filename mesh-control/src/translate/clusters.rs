@@ -19,13 +19,13 @@ use serde_json::{Value, json};
 use super::{
     cache::Cache,
     destination_rule::{Policy, original_dst},
-    endpoints::{Target, find_subset},
+    endpoints::Target,
     locality::Place,
     tls::{self, Origination},
     translator::Request,
 };
 use crate::{
-    index::{Index, Mtls, Protocol, Resolution, Rule, Service, ServiceEntry, ServicePort, Stamp, Stamped, TargetPort},
+    index::{Index, Mtls, Protocol, Resolution, Rule, Service, ServicePort, Stamp, Stamped, TargetPort},
     view::{Families, Flavour, Interception, ProxyKind, ProxyView, ServiceTarget},
     xds::encoded::Encoded,
 };
@@ -66,17 +66,24 @@ pub struct OutboundBasis {
 /// Encoded outbound clusters.
 pub type Outbound = Cache<OutboundKey, OutboundBasis>;
 
-/// A cluster by name.
+/// A cluster by name, encoded.
 pub fn generate(cache: &Outbound, request: Request<'_>, name: &str) -> Option<Arc<Encoded>> {
-    let Some(parsed) = ClusterName::parse(name) else {
-        return fixed(request.index, request.view, name).map(|c| Encoded::cluster(&c));
-    };
-    match parsed.direction {
-        Direction::Outbound => outbound(cache, request, name, &parsed),
-        Direction::Inbound => {
-            let all = inbound(request);
-            all.into_iter().find(|c| *c.name == *name).map(|c| Encoded::cluster(&c))
+    match ClusterName::parse(name).filter(|c| c.direction == Direction::Outbound) {
+        Some(parsed) => {
+            let builder = Builder::new(request, &parsed)?;
+            let (key, basis) = (builder.key.clone(), builder.basis());
+            cache.get(name, key, basis, || builder.build(name, &parsed).map(|c| Encoded::cluster(&c)))
         }
+        None => model(request, name).map(|c| Encoded::cluster(&c)),
+    }
+}
+
+/// A cluster by name, as the plain model.
+pub fn model(request: Request<'_>, name: &str) -> Option<Cluster> {
+    match ClusterName::parse(name) {
+        None => fixed(request.index, request.view, name),
+        Some(parsed) if parsed.direction == Direction::Outbound => Builder::new(request, &parsed)?.build(name, &parsed),
+        Some(_) => inbound(request).into_iter().find(|c| *c.name == *name),
     }
 }
 
@@ -112,52 +119,45 @@ pub fn service_names(service: &Service, rule: Option<&Stamped<Rule>>) -> Arc<[Na
     out.into()
 }
 
-fn outbound(cache: &Outbound, request: Request<'_>, name: &str, parsed: &ClusterName<'_>) -> Option<Arc<Encoded>> {
-    let Request { index, view, scope } = request;
-    let scoped = scope.service(parsed.host)?;
-    let port = scoped.port(parsed.port)?;
-    let service = &scoped.service;
-    if !has_clusters(service) || port.protocol == Protocol::Udp {
-        return None;
-    }
-    let entry = index.service_entry(&service.key)?;
-    let rule = index.destination_rule(service, view);
-    let subset = find_subset(rule, parsed.subset)?;
-    let policy = Policy::of(index.mesh(), rule.map(|r| &*r.arc().spec), subset, parsed.port);
-    let target = Target { entry, port: parsed.port, subset: subset.map(|s| &s.labels), policy };
-    let grpc = view.flavour == Flavour::Grpc;
-    let dns = !grpc && matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
-    let place = dns.then(|| (target.place(&target.preference(index), view), view.families()));
-    let key = OutboundKey {
-        namespace: service.key.namespace.clone(),
-        rule: rule.map(|r| r.id.clone()),
-        kind: view.kind,
-        grpc,
-        place,
-    };
-    let basis = OutboundBasis {
-        service: service.stamp(),
-        facts: entry.facts.stamp(),
-        endpoints: if dns { entry.endpoints.stamp() } else { Stamp::NONE },
-        rule: rule.map_or(Stamp::NONE, Stamped::stamp),
-        mesh: index.mesh_stamped().stamp(),
-        mtls: index.namespace_mtls(&service.key.namespace),
-    };
-    let builder = Builder { index, target, port, subset: parsed.subset, rule, key: key.clone() };
-    cache.get(name, key, basis, || builder.build(name, parsed).map(|c| Encoded::cluster(&c)))
-}
-
 /// Makes one outbound cluster.
 struct Builder<'a> {
     index: &'a Index,
     target: Target<'a>,
-    port: &'a ServicePort,
     subset: &'a str,
-    rule: Option<&'a Stamped<Rule>>,
     key: OutboundKey,
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
+    /// `None`: the proxy sees no such service, port or subset.
+    fn new(request: Request<'a>, parsed: &ClusterName<'a>) -> Option<Self> {
+        let Request { index, view, .. } = request;
+        let target = Target::find(request, parsed)?;
+        let service = target.entry.service.arc();
+        let grpc = view.flavour == Flavour::Grpc;
+        let dns = !grpc && matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
+        let place = dns.then(|| (target.place(&target.preference(index), view), view.families()));
+        let key = OutboundKey {
+            namespace: service.key.namespace.clone(),
+            rule: target.rule.map(|r| r.id.clone()),
+            kind: view.kind,
+            grpc,
+            place,
+        };
+        Some(Self { index, target, subset: parsed.subset, key })
+    }
+
+    fn basis(&self) -> OutboundBasis {
+        let entry = self.target.entry;
+        OutboundBasis {
+            service: entry.service.stamp(),
+            facts: entry.facts.stamp(),
+            endpoints: if self.key.place.is_some() { entry.endpoints.stamp() } else { Stamp::NONE },
+            rule: self.target.rule.map_or(Stamp::NONE, Stamped::stamp),
+            mesh: self.index.mesh_stamped().stamp(),
+            mtls: self.index.namespace_mtls(&entry.service.key.namespace),
+        }
+    }
+
     fn build(&self, name: &str, parsed: &ClusterName<'_>) -> Option<Cluster> {
         let mesh = self.index.mesh();
         let service = self.service();
@@ -166,7 +166,7 @@ impl Builder<'_> {
         // Without endpoints the proxy waits for them as long as it takes; routes to the cluster wait with it.
         cluster.eds_fetch_timeout = Duration::ZERO;
         let sidecar = self.key.kind == ProxyKind::Sidecar;
-        policy.apply_pool(&mut cluster, mesh, self.port.protocol, sidecar, true);
+        policy.apply_pool(&mut cluster, mesh, self.target.port.protocol, sidecar, true);
         policy.apply_outlier(&mut cluster);
         policy.apply_lb(&mut cluster);
         let preference = self.target.preference(self.index);
@@ -180,10 +180,10 @@ impl Builder<'_> {
             self.dns(&mut cluster);
         }
         if !mesh.outbound_cluster_stat_name.is_empty() {
-            let stat = stat_name(&mesh.outbound_cluster_stat_name, service, self.subset, self.port, self.port.port);
+            let stat = stat_name(&mesh.outbound_cluster_stat_name, service, self.subset, self.target.port, self.target.port.port);
             cluster.alt_stat_name = stat.into();
         }
-        if let Some(rule) = self.rule {
+        if let Some(rule) = self.target.rule {
             cluster.origin = Origin { config: rule.config_path() };
         }
         self.describe(&mut cluster);
@@ -206,8 +206,8 @@ impl Builder<'_> {
             Resolution::Alias => return None,
             // Gateways have no client's destination to keep.
             Resolution::Passthrough if self.key.kind == ProxyKind::Gateway => eds,
-            Resolution::Passthrough => original_dst(match self.port.target {
-                TargetPort::Number(n) if n != self.port.port => Some(n),
+            Resolution::Passthrough => original_dst(match self.target.port.target {
+                TargetPort::Number(n) if n != self.target.port.port => Some(n),
                 _ => None,
             }),
             Resolution::Dns | Resolution::DnsRoundRobin => {
@@ -294,7 +294,7 @@ impl Builder<'_> {
         let service = self.service();
         let mut facts = serde_json::Map::new();
         facts.insert("services".into(), Value::Array(vec![service_facts(service)]));
-        facts.insert("default_original_port".into(), json!(self.port.port));
+        facts.insert("default_original_port".into(), json!(self.target.port.port));
         if service.external {
             facts.insert("external".into(), Value::Bool(true));
         }
@@ -507,10 +507,4 @@ fn inbound_pool(sidecar: Option<&mesh_api::crd::networking::Sidecar>, port: u16)
     let sidecar = sidecar?;
     let listener = sidecar.ingress.iter().find(|l| l.port.number == port);
     listener.and_then(|l| l.connection_pool.as_ref()).or(sidecar.inbound_connection_pool.as_ref())
-}
-
-/// What the index knows of the service behind an outbound cluster name, as a proxy sees it.
-pub fn entry_of<'a>(request: Request<'a>, name: &str) -> Option<&'a ServiceEntry> {
-    let parsed = ClusterName::parse(name).filter(|c| c.direction == Direction::Outbound)?;
-    request.index.service_entry(&request.scope.service(parsed.host)?.service.key)
 }

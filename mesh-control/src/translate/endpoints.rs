@@ -25,7 +25,8 @@ use super::{
 };
 use crate::{
     index::{
-        Endpoint, EndpointAddress, Health, Index, Mtls, Rule, Service, ServiceEntry, Stamp, Stamped, endpoint::ShardKey,
+        Endpoint, EndpointAddress, Health, Index, Mtls, Protocol, Resolution, Rule, Service, ServiceEntry, ServicePort,
+        Stamp, Stamped, endpoint::ShardKey,
     },
     source::object::Kind,
     view::{Families, ProxyView},
@@ -38,10 +39,12 @@ pub struct Target<'a> {
     /// The service.
     pub entry: &'a ServiceEntry,
     /// Its port.
-    pub port: u16,
+    pub port: &'a ServicePort,
     /// Labels of the subset; `None`: all.
     pub subset: Option<&'a Labels>,
-    /// What the rule says for it.
+    /// The rule that holds for it.
+    pub rule: Option<&'a Stamped<Rule>>,
+    /// What that says for it.
     pub policy: Policy<'a>,
 }
 
@@ -67,42 +70,46 @@ pub struct Basis {
 /// Encoded assignments.
 pub type Assignments = Cache<Key, Basis>;
 
-/// The assignment of an EDS cluster by name.
+/// The assignment of an EDS cluster by name, encoded.
 pub fn generate(cache: &Assignments, request: Request<'_>, name: &str) -> Option<Arc<Encoded>> {
-    let parsed = ClusterName::parse(name).filter(|c| c.direction == Direction::Outbound)?;
-    let index = request.index;
-    let scoped = request.scope.service(parsed.host)?;
-    scoped.port(parsed.port)?;
-    let service = &scoped.service;
-    let entry = index.service_entry(&service.key)?;
-    let rule = index.destination_rule(service, request.view);
-    let subset = find_subset(rule, parsed.subset)?;
-    let policy = Policy::of(index.mesh(), rule.map(|r| &*r.arc().spec), subset, parsed.port);
-    let target = Target { entry, port: parsed.port, subset: subset.map(|s| &s.labels), policy };
-    let preference = target.preference(index);
+    let target = Target::find(request, &ClusterName::parse(name)?)?;
+    let preference = target.preference(request.index);
+    let place = target.place(&preference, request.view);
+    let rule = target.rule;
+    let entry = target.entry;
     let key = Key {
-        namespace: service.key.namespace.clone(),
+        namespace: entry.service.arc().key.namespace.clone(),
         rule: rule.map(|r| r.id.clone()),
-        place: target.place(&preference, request.view),
+        place: place.clone(),
     };
     let basis = Basis {
         service: entry.service.stamp(),
         endpoints: entry.endpoints.stamp(),
         facts: entry.facts.stamp(),
         rule: rule.map_or(Stamp::NONE, Stamped::stamp),
-        mesh: index.mesh_stamped().stamp(),
-        authn: index.stamp(Kind::PeerAuthentication),
+        mesh: request.index.mesh_stamped().stamp(),
+        authn: request.index.stamp(Kind::PeerAuthentication),
     };
-    let place = key.place.clone();
     cache.get(name, key, basis, || {
-        let mut set = target.assignment(index, name, &preference, &place);
-        // Names that have to be resolved are not allowed in assignments.
-        for group in &mut set.localities {
-            group.endpoints.retain(|e| !matches!(e.address, Address::Host(..)));
-        }
-        set.localities.retain(|group| !group.endpoints.is_empty());
-        Some(Encoded::endpoints(&set))
+        Some(Encoded::endpoints(&resolved(target.assignment(request.index, name, &preference, &place))))
     })
+}
+
+/// The assignment of an EDS cluster by name, as the plain model.
+pub fn model(request: Request<'_>, name: &str) -> Option<EndpointSet> {
+    let target = Target::find(request, &ClusterName::parse(name)?)?;
+    let preference = target.preference(request.index);
+    let place = target.place(&preference, request.view);
+    Some(resolved(target.assignment(request.index, name, &preference, &place)))
+}
+
+/// Names that have to be resolved are not allowed in assignments.
+fn resolved(mut set: EndpointSet) -> EndpointSet {
+    for group in &mut set.localities {
+        group.endpoints.retain(|e| !matches!(e.address, Address::Host(..)));
+    }
+    set.localities.retain(|group| !group.endpoints.is_empty());
+    set
 }
 
 /// The subset of a rule by name, the outer `None`: there is no such subset. The empty name means all endpoints.
@@ -113,7 +120,23 @@ pub fn find_subset<'a>(rule: Option<&'a Stamped<Rule>>, name: &str) -> Option<Op
     rule?.arc().spec.subsets.iter().find(|s| s.name == name).map(Some)
 }
 
-impl Target<'_> {
+impl<'a> Target<'a> {
+    /// What an outbound cluster name means to a proxy; `None`: nothing.
+    pub fn find(request: Request<'a>, name: &ClusterName<'_>) -> Option<Self> {
+        let Request { index, view, scope } = request;
+        let scoped = scope.service(name.host).filter(|_| name.direction == Direction::Outbound)?;
+        let port = scoped.port(name.port).filter(|p| p.protocol != Protocol::Udp)?;
+        let service = &scoped.service;
+        if service.resolution == Resolution::Alias {
+            return None;
+        }
+        let entry = index.service_entry(&service.key)?;
+        let rule = index.destination_rule(service, view);
+        let subset = find_subset(rule, name.subset)?;
+        let policy = Policy::of(index.mesh(), rule.map(|r| &*r.arc().spec), subset, name.port);
+        Some(Self { entry, port, subset: subset.map(|s| &s.labels), policy, rule })
+    }
+
     fn service(&self) -> &Service {
         self.entry.service.arc()
     }
@@ -143,7 +166,7 @@ impl Target<'_> {
             if !self.takes(endpoint, place) {
                 continue;
             }
-            let Some(port) = endpoint.port(self.port) else { continue };
+            let Some(port) = endpoint.port(self.port.port) else { continue };
             let labels = compares.then(|| EndpointLabels {
                 workload: endpoint.workload.clone(),
                 locality: endpoint.locality.clone(),

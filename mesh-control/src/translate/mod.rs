@@ -22,6 +22,9 @@ pub mod tls;
 mod translator;
 pub mod virtual_service;
 
+#[cfg(test)]
+mod tests;
+
 pub use self::{
     scope::{Egress, Scope, Scoped},
     translator::{Request, Translator},

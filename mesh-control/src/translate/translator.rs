@@ -99,7 +99,7 @@ impl Generator for Translator {
         if !change.only_endpoints() || !change.endpoints.iter().all(plain) {
             return Reach { all: true, names: vec![], addresses };
         }
-        let names = change.endpoints.iter().flat_map(|key| cluster_names(index, change, key));
+        let names = change.endpoints.iter().flat_map(|key| cluster_names(index, change, &key.host));
         Reach { all: false, names: names.map(|n| (TypeUrl::Endpoints, n)).collect(), addresses }
     }
 
@@ -125,17 +125,17 @@ impl Generator for Translator {
 /// Beyond so many names it costs less to look at all.
 const MANY_NAMES: usize = 512;
 
-/// Names of all clusters that a service has or had for any client.
-fn cluster_names(index: &Index, change: &ChangeSet, key: &ServiceKey) -> Vec<Name> {
-    let mut ports: BTreeSet<u16> = change.ports.get(key).cloned().unwrap_or_default();
-    if let Some(entry) = index.service_entry(key) {
-        ports.extend(entry.service.ports.iter().map(|p| p.port));
-    }
-    let mut subsets = index.subset_names(&key.host);
-    let changed = change.rules.iter().filter(|(pattern, _)| host::within(pattern, &key.host));
+/// Names of all clusters that a host has or had for any client. One host may be several services: what becomes of
+/// one decides which of them clients see.
+fn cluster_names(index: &Index, change: &ChangeSet, host: &str) -> Vec<Name> {
+    let mut ports: BTreeSet<u16> =
+        change.ports.iter().filter(|(key, _)| *key.host == *host).flat_map(|(_, ports)| ports.iter().copied()).collect();
+    ports.extend(index.services_of_host(host).flat_map(|e| e.service.arc().ports.iter().map(|p| p.port)));
+    let mut subsets = index.subset_names(host);
+    let changed = change.rules.iter().filter(|(pattern, _)| host::within(pattern, host));
     subsets.extend(changed.flat_map(|(_, names)| names.iter().cloned()));
     subsets.insert("".into());
-    let name = |port: u16, subset: &Name| ClusterName::outbound(&key.host, port, subset).to_string().into();
+    let name = |port: u16, subset: &Name| ClusterName::outbound(host, port, subset).to_string().into();
     ports.iter().flat_map(|port| subsets.iter().map(move |subset| name(*port, subset))).collect()
 }
 
@@ -155,13 +155,13 @@ fn of_services(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> A
     let mut clusters: Vec<Name> = Vec::new();
     let mut assignments: Vec<Name> = Vec::new();
     for key in change.services.union(&change.facts) {
-        clusters.extend(cluster_names(index, change, key));
+        clusters.extend(cluster_names(index, change, &key.host));
     }
     let mut follows_client = false;
     for key in change.services.union(&change.endpoints) {
-        assignments.extend(cluster_names(index, change, key));
+        assignments.extend(cluster_names(index, change, &key.host));
         match index.service_entry(key).map(|e| e.service.resolution) {
-            Some(Resolution::Dns | Resolution::DnsRoundRobin) => clusters.extend(cluster_names(index, change, key)),
+            Some(Resolution::Dns | Resolution::DnsRoundRobin) => clusters.extend(cluster_names(index, change, &key.host)),
             Some(Resolution::Passthrough) => follows_client = true,
             _ => {}
         }
@@ -191,7 +191,7 @@ fn of_rules(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Affe
             keys.extend(request.scope.service(pattern).map(|s| &s.service.arc().key));
         }
     }
-    let names: Vec<Name> = keys.into_iter().flat_map(|k| cluster_names(request.index, change, k)).collect();
+    let names: Vec<Name> = keys.into_iter().flat_map(|k| cluster_names(request.index, change, &k.host)).collect();
     if !names.is_empty() {
         out = with_names(out, TypeUrl::Cluster, &names);
         out = with_names(out, TypeUrl::Endpoints, &names);
@@ -219,7 +219,7 @@ fn of_peer_authentication(request: Request<'_>, change: &ChangeSet, mut out: Aff
     let services = request.scope.services().iter().map(|s| &s.service.arc().key);
     let names: Vec<Name> = services
         .filter(|k| namespaces.contains(&k.namespace))
-        .flat_map(|k| cluster_names(request.index, change, k))
+        .flat_map(|k| cluster_names(request.index, change, &k.host))
         .collect();
     out = with_names(out, TypeUrl::Cluster, &names);
     out = with_names(out, TypeUrl::Endpoints, &names);
