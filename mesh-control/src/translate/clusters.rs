@@ -180,7 +180,13 @@ impl<'a> Builder<'a> {
             self.dns(&mut cluster);
         }
         if !mesh.outbound_cluster_stat_name.is_empty() {
-            let stat = stat_name(&mesh.outbound_cluster_stat_name, service, self.subset, self.target.port, self.target.port.port);
+            let stat = stat_name(
+                &mesh.outbound_cluster_stat_name,
+                service,
+                self.subset,
+                self.target.port,
+                self.target.port.port,
+            );
             cluster.alt_stat_name = stat.into();
         }
         if let Some(rule) = self.target.rule {

@@ -125,7 +125,10 @@ fn outbound_cluster_with_automatic_mtls() {
     let view = at(index, "");
     let c = cluster(index, &view, &format!("outbound|80|v1|{HOST}")).unwrap();
     assert_eq!(c.discovery, Discovery::Eds { service: c.name.clone() });
-    assert_eq!((c.lb.clone(), c.http.version), (LbPolicy::LeastRequest { choices: 2, active_request_bias: 1.0, slow_start: None }, HttpVersionChoice::Http1));
+    assert_eq!(
+        (c.lb.clone(), c.http.version),
+        (LbPolicy::LeastRequest { choices: 2, active_request_bias: 1.0, slow_start: None }, HttpVersionChoice::Http1)
+    );
     assert_eq!((c.connect_timeout.as_secs(), c.circuit_breakers[0].max_retries), (10, u32::MAX));
     assert_eq!(&*c.origin.config, "/apis/networking.istio.io/v1/namespaces/shop/destination-rule/web");
     assert_eq!(
@@ -168,14 +171,22 @@ fn rules_and_policies_decide_tls() {
     assert_eq!((tls.common.certificates.len(), &*tls.sni), (0, ""));
     assert_eq!(&*tls.common.validation.unwrap().sds.unwrap().name, "file-root:system");
     assert_eq!(c.metadata["istio"]["alpn_override"], "false");
-    apply(&mut writer, &rule("{mode: MUTUAL, sni: a.test, clientCertificate: /c, privateKey: /k, caCertificates: /r, subjectAltNames: [b.test]}"));
+    apply(
+        &mut writer,
+        &rule(
+            "{mode: MUTUAL, sni: a.test, clientCertificate: /c, privateKey: /k, caCertificates: /r, subjectAltNames: [b.test]}",
+        ),
+    );
     let c = get(&writer);
     assert!(!c.http.auto_sni && !c.http.auto_san_validation);
     let common = c.tls.unwrap().common;
     let text = format!("{:?} {:?}", common.certificates, common.validation);
     assert!(["file-cert:/c~/k", "file-root:/r", "b.test"].iter().all(|t| text.contains(t)), "{text}");
     apply(&mut writer, MESH);
-    apply(&mut writer, "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: d, namespace: shop}\nspec: {mtls: {mode: DISABLE}}");
+    apply(
+        &mut writer,
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: d, namespace: shop}\nspec: {mtls: {mode: DISABLE}}",
+    );
     assert!(get(&writer).tls_matches.is_empty());
 }
 
@@ -193,13 +204,25 @@ fn endpoints_by_subset_policy_and_locality() {
     assert_eq!(get(&writer, "v2", "eu/a/1"), [us.clone()]);
     let with = |policy: &str| MESH.replace("host: web\n", &format!("host: web\n  trafficPolicy: {policy}\n"));
     apply(&mut writer, &with("{outlierDetection: {consecutive5xxErrors: 3}}"));
-    assert_eq!(get(&writer, "", "us/b/2"), [row("us/b/1", 0, 1, "10.0.0.2:8080"), row("eu/a/1", 1, 1, "10.0.0.1:8080")]);
-    apply(&mut writer, &with("{loadBalancer: {localityLbSetting: {distribute: [{from: eu/*, to: {'eu/a/*': 80, 'us/*': 20}}]}}}"));
-    assert_eq!(get(&writer, "", "eu/a/1"), [row("eu/a/1", 0, 80, "10.0.0.1:8080"), row("us/b/1", 0, 20, "10.0.0.2:8080")]);
+    assert_eq!(
+        get(&writer, "", "us/b/2"),
+        [row("us/b/1", 0, 1, "10.0.0.2:8080"), row("eu/a/1", 1, 1, "10.0.0.1:8080")]
+    );
+    apply(
+        &mut writer,
+        &with("{loadBalancer: {localityLbSetting: {distribute: [{from: eu/*, to: {'eu/a/*': 80, 'us/*': 20}}]}}}"),
+    );
+    assert_eq!(
+        get(&writer, "", "eu/a/1"),
+        [row("eu/a/1", 0, 80, "10.0.0.1:8080"), row("us/b/1", 0, 20, "10.0.0.2:8080")]
+    );
     assert_eq!(get(&writer, "", "us/b/1"), [eu, us], "not from there");
     let labels = "{outlierDetection: {}, loadBalancer: {localityLbSetting: {failoverPriority: ['version=v2', topology.kubernetes.io/region]}}}";
     apply(&mut writer, &with(labels));
-    assert_eq!(get(&writer, "", "eu/a/1"), [row("us/b/1", 0, 1, "10.0.0.2:8080"), row("eu/a/1", 1, 1, "10.0.0.1:8080")]);
+    assert_eq!(
+        get(&writer, "", "eu/a/1"),
+        [row("us/b/1", 0, 1, "10.0.0.2:8080"), row("eu/a/1", 1, 1, "10.0.0.1:8080")]
+    );
 }
 
 #[test]
@@ -216,7 +239,10 @@ fn endpoints_tell_who_they_are() {
     let found = endpoints(&writer);
     assert_eq!(&*found[0].workload, "web-a;shop;web;v1;Kubernetes");
     assert_eq!((found[0].tls_labels.len(), found[1].tls_labels.len()), (1, 0));
-    apply(&mut writer, "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: d, namespace: shop}\nspec: {selector: {matchLabels: {version: v1}}, portLevelMtls: {8080: {mode: DISABLE}}}");
+    apply(
+        &mut writer,
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: d, namespace: shop}\nspec: {selector: {matchLabels: {version: v1}}, portLevelMtls: {8080: {mode: DISABLE}}}",
+    );
     assert!(endpoints(&writer)[0].tls_labels.is_empty(), "its own policy wants cleartext");
 }
 
@@ -267,7 +293,10 @@ fn inbound_clusters() {
     let found = get(&writer, NodeMetadata::default());
     assert_eq!(found.iter().map(|c| &*c.name).collect::<Vec<_>>(), ["inbound|81||", "inbound|82||", "inbound|8080||"]);
     assert!(matches!(found[0].discovery, Discovery::OriginalDst { .. }));
-    assert_eq!((found[0].bind_source.unwrap().to_string().as_str(), found[0].http.version), ("127.0.0.6:0", HttpVersionChoice::Http2));
+    assert_eq!(
+        (found[0].bind_source.unwrap().to_string().as_str(), found[0].http.version),
+        ("127.0.0.6:0", HttpVersionChoice::Http2)
+    );
     let none = NodeMetadata { interception_mode: "NONE".into(), ..NodeMetadata::default() };
     assert!(get(&writer, none.clone()).is_empty());
     apply(
@@ -285,7 +314,9 @@ fn inbound_clusters() {
 fn sidecars_see_what_they_import() {
     let mut yaml = MESH.to_owned();
     for (name, ns) in [("a", "one"), ("b", "one"), ("a", "two"), ("c", "two")] {
-        yaml += &format!("---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {ns}}}\nspec: {{clusterIP: 10.96.1.1, ports: [{{name: http, port: 80}}, {{name: tcp, port: 90}}]}}\n");
+        yaml += &format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {ns}}}\nspec: {{clusterIP: 10.96.1.1, ports: [{{name: http, port: 80}}, {{name: tcp, port: 90}}]}}\n"
+        );
     }
     yaml += "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: s, namespace: one}\nspec:\n  egress:\n  - {port: {number: 80, protocol: HTTP, name: http}, hosts: ['two/*']}\n  - {hosts: ['./a.one.svc.cluster.local', '~/*']}\n";
     yaml += "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: one}\nspec: {hosts: [a], http: [{route: [{destination: {host: web.shop.svc.cluster.local, port: {number: 81}}}]}]}\n";
@@ -293,8 +324,11 @@ fn sidecars_see_what_they_import() {
     let index = writer.index();
     let view = sidecar(index, "one", "10.7.7.7");
     let scope = Translator::new().scope(index, &view);
-    let shown: BTreeMap<String, Vec<u16>> =
-        scope.services().iter().map(|s| (s.service.key.host.to_string(), s.ports().map(|p| p.port).collect())).collect();
+    let shown: BTreeMap<String, Vec<u16>> = scope
+        .services()
+        .iter()
+        .map(|s| (s.service.key.host.to_string(), s.ports().map(|p| p.port).collect()))
+        .collect();
     let expected = [
         ("a.two.svc.cluster.local", vec![80]),
         ("c.two.svc.cluster.local", vec![80]),
@@ -353,7 +387,8 @@ fn everything(t: &Translator, index: &Index, view: &ProxyView) -> BTreeMap<(Type
         TypeUrl::Cluster => clusters::model(request, n).map(|m| format!("{m:?}")),
         _ => endpoints::model(request, n).map(|m| format!("{m:?}")),
     };
-    both.filter_map(|(ty, n)| Some(((ty, n.clone()), (text(ty, &n)?, t.generate(index, view, ty, &n)?.hash())))).collect()
+    both.filter_map(|(ty, n)| Some(((ty, n.clone()), (text(ty, &n)?, t.generate(index, view, ty, &n)?.hash()))))
+        .collect()
 }
 
 proptest! {

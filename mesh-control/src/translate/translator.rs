@@ -128,8 +128,12 @@ const MANY_NAMES: usize = 512;
 /// Names of all clusters that a host has or had for any client. One host may be several services: what becomes of
 /// one decides which of them clients see.
 fn cluster_names(index: &Index, change: &ChangeSet, host: &str) -> Vec<Name> {
-    let mut ports: BTreeSet<u16> =
-        change.ports.iter().filter(|(key, _)| *key.host == *host).flat_map(|(_, ports)| ports.iter().copied()).collect();
+    let mut ports: BTreeSet<u16> = change
+        .ports
+        .iter()
+        .filter(|(key, _)| *key.host == *host)
+        .flat_map(|(_, ports)| ports.iter().copied())
+        .collect();
     ports.extend(index.services_of_host(host).flat_map(|e| e.service.arc().ports.iter().map(|p| p.port)));
     let mut subsets = index.subset_names(host);
     let changed = change.rules.iter().filter(|(pattern, _)| host::within(pattern, host));
@@ -161,7 +165,9 @@ fn of_services(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> A
     for key in change.services.union(&change.endpoints) {
         assignments.extend(cluster_names(index, change, &key.host));
         match index.service_entry(key).map(|e| e.service.resolution) {
-            Some(Resolution::Dns | Resolution::DnsRoundRobin) => clusters.extend(cluster_names(index, change, &key.host)),
+            Some(Resolution::Dns | Resolution::DnsRoundRobin) => {
+                clusters.extend(cluster_names(index, change, &key.host))
+            }
             Some(Resolution::Passthrough) => follows_client = true,
             _ => {}
         }
