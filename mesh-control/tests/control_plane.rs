@@ -7,12 +7,22 @@ use mesh_control::{
     app::{self, Running},
     settings::{Cli, Serve},
 };
+use mesh_api::xds::{
+    TypeUrl,
+    discovery::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    },
+    envoy::config::core::v3::Node,
+};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::mpsc,
     time::{sleep, timeout},
 };
+use tokio_stream::wrappers::ReceiverStream;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -135,4 +145,79 @@ async fn what_cannot_work_is_said_at_start() {
     taken.http_addr = running.addresses.http;
     let error = app::start(&taken).await.unwrap_err().to_string();
     assert!(error.contains("cannot listen on 127.0.0.1"), "{error}");
+}
+
+/// Subscribes to all clusters; acknowledges what comes.
+struct Proxy {
+    tx: mpsc::Sender<DeltaDiscoveryRequest>,
+    rx: tonic::Streaming<DeltaDiscoveryResponse>,
+}
+
+impl Proxy {
+    async fn connect(running: &Running) -> Self {
+        let address = running.addresses.plaintext_xds.0.unwrap();
+        let mut client = AggregatedDiscoveryServiceClient::connect(format!("http://{address}")).await.unwrap();
+        let (tx, rx) = mpsc::channel(4);
+        let id = "sidecar~10.9.0.1~client-1.shop~shop.svc.cluster.local".to_owned();
+        tx.send(DeltaDiscoveryRequest {
+            node: Some(Node { id, ..Node::default() }),
+            type_url: TypeUrl::Cluster.as_str().into(),
+            resource_names_subscribe: vec!["*".into()],
+            ..Default::default()
+        })
+        .await
+        .unwrap();
+        let rx = client.delta_aggregated_resources(ReceiverStream::new(rx)).await.unwrap().into_inner();
+        Self { tx, rx }
+    }
+    async fn next(&mut self) -> DeltaDiscoveryResponse {
+        let r = timeout(SOON, self.rx.message()).await.expect("a response").unwrap().unwrap();
+        let ack = DeltaDiscoveryRequest {
+            type_url: r.type_url.clone(),
+            response_nonce: r.nonce.clone(),
+            ..Default::default()
+        };
+        self.tx.send(ack).await.unwrap();
+        r
+    }
+}
+
+#[tokio::test]
+async fn an_edited_file_reaches_a_proxy() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    let file = |name: &str| dir.path().join("config").join(name);
+    std::fs::write(file("web.yaml"), SERVICE).unwrap();
+    let running = app::start(&settings).await.unwrap();
+    let pages = Pages::of(&running);
+    let mut proxy = Proxy::connect(&running).await;
+    let names = |r: &DeltaDiscoveryResponse| r.resources.iter().map(|r| r.name.clone()).collect::<Vec<_>>();
+    let web = "outbound|80||web.shop.svc.cluster.local".to_owned();
+    assert!(names(&proxy.next().await).contains(&web));
+
+    std::fs::write(file("api.yaml"), SERVICE.replace("name: web", "name: api").replace("10.1.0.1", "10.1.0.2")).unwrap();
+    assert_eq!(names(&proxy.next().await), ["outbound|80||api.shop.svc.cluster.local"], "only what is new");
+    let dump = pages.json("/debug/config_dump?proxyID=client-1.shop").await;
+    assert!(dump.to_string().contains(&web), "{dump}");
+
+    // A file that turns bad changes nothing; one that goes takes its service with it.
+    std::fs::write(file("api.yaml"), "kind: [").unwrap();
+    std::fs::remove_file(file("web.yaml")).unwrap();
+    assert_eq!(proxy.next().await.removed_resources, [web]);
+    let synced = timeout(SOON, async {
+        loop {
+            let syncz = pages.json("/debug/syncz").await;
+            if syncz[0]["types"]["CDS"]["state"] == "SYNCED" {
+                return syncz;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(synced[0]["proxy"], "client-1.shop");
+    assert_eq!(synced[0]["cluster_sent"], synced[0]["cluster_acked"]);
+    assert_eq!(pages.metric("pilot_xds{version=\"0.1.0\"} ").await, 1.0);
+    assert_eq!(pages.metric("pilot_xds_pushes{type=\"cds\"} ").await, 3.0);
+    running.stop(SOON).await;
 }
