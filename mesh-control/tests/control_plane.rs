@@ -3,10 +3,6 @@
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use clap::Parser;
-use mesh_control::{
-    app::{self, Running},
-    settings::{Cli, Serve},
-};
 use mesh_api::xds::{
     TypeUrl,
     discovery::{
@@ -14,6 +10,10 @@ use mesh_api::xds::{
         aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
     },
     envoy::config::core::v3::Node,
+};
+use mesh_control::{
+    app::{self, Running},
+    settings::{Cli, Serve},
 };
 use serde_json::Value;
 use tokio::{
@@ -195,7 +195,8 @@ async fn an_edited_file_reaches_a_proxy() {
     let web = "outbound|80||web.shop.svc.cluster.local".to_owned();
     assert!(names(&proxy.next().await).contains(&web));
 
-    std::fs::write(file("api.yaml"), SERVICE.replace("name: web", "name: api").replace("10.1.0.1", "10.1.0.2")).unwrap();
+    std::fs::write(file("api.yaml"), SERVICE.replace("name: web", "name: api").replace("10.1.0.1", "10.1.0.2"))
+        .unwrap();
     assert_eq!(names(&proxy.next().await), ["outbound|80||api.shop.svc.cluster.local"], "only what is new");
     let dump = pages.json("/debug/config_dump?proxyID=client-1.shop").await;
     assert!(dump.to_string().contains(&web), "{dump}");
