@@ -538,3 +538,20 @@ async fn many_clients_with_large_configurations() {
         assert!(responses <= 5, "{responses} responses for one burst");
     }
 }
+
+#[tokio::test]
+async fn endpoints_overtake_config_that_is_being_bundled() {
+    let mut mesh = Mesh::start(world(), None).await;
+    let mut c = synced(&mesh, "web-1").await;
+    mesh.apply(|i| i.set(Cluster, "c", "1")).await;
+    assert_eq!(names(&c.take().await), ["c"]);
+    // Right behind another change this one waits for what may follow it.
+    mesh.apply(|i| i.set(Cluster, "c", "2")).await;
+    mesh.apply(|i| i.set(Endpoints, "a", "2.2.2.2")).await;
+    let first = c.take().await;
+    assert_eq!((ty(&first), body(&first, 0).as_str()), (Endpoints, "2.2.2.2"));
+    assert!(!mesh.hub.quiet());
+    let second = c.take().await;
+    assert_eq!((ty(&second), body(&second, 0).as_str()), (Cluster, "2"));
+    c.silent().await;
+}
