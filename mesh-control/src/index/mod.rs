@@ -216,6 +216,17 @@ impl Index {
         self.object(&ObjectKey::new(Kind::Namespace, "", namespace)).map(|o| &o.meta.labels)
     }
 
+    /// Whether objects of a namespace count: `discoverySelectors` of the mesh.
+    pub fn discovered(&self, namespace: &str) -> bool {
+        let selectors = &self.mesh.discovery_selectors;
+        if selectors.is_empty() || *namespace == *self.mesh.root_namespace() {
+            return true;
+        }
+        let nothing = Labels::new();
+        let labels = self.namespace_labels(namespace).unwrap_or(&nothing);
+        selectors.iter().any(|s| visibility::label_selector_fits(s, labels))
+    }
+
     /// A Secret.
     pub fn secret(&self, namespace: &str, name: &str) -> Option<&Arc<core::Secret>> {
         match &self.object(&ObjectKey::new(Kind::Secret, namespace, name))?.spec {
@@ -372,7 +383,7 @@ impl Index {
         let mut out: Vec<_> = self
             .objects(Kind::IstioGateway)
             .filter_map(|o| match &o.spec {
-                Spec::IstioGateway(g) if selects(&g.selector, labels) => Some((o, g)),
+                Spec::IstioGateway(g) if selects(&g.selector, labels) && self.discovered(&o.key.namespace) => Some((o, g)),
                 _ => None,
             })
             .collect();

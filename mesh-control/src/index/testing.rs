@@ -37,11 +37,6 @@ pub(crate) fn apply(writer: &mut IndexWriter, yaml: &str) -> ChangeSet {
     writer.apply(objects(yaml).into_iter().map(ObjectChange::Upsert).collect())
 }
 
-/// Removes the objects of a manifest.
-pub(crate) fn remove(writer: &mut IndexWriter, yaml: &str) -> ChangeSet {
-    let keys: Vec<ObjectKey> = objects(yaml).iter().map(|o| o.key.clone()).collect();
-    writer.apply(keys.into_iter().map(ObjectChange::Remove).collect())
-}
 
 /// A captured sidecar at an address.
 pub(crate) fn sidecar(index: &Index, namespace: &str, ip: &str) -> ProxyView {

@@ -4,7 +4,11 @@
 
 use std::collections::BTreeSet;
 
-use mesh_api::model::Name;
+use mesh_api::{
+    crd::gateway_api::LabelSelector,
+    labels::{Labels, selects},
+    model::Name,
+};
 
 /// To which namespaces something is shown.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -47,6 +51,22 @@ impl ExportTo {
     pub fn private_to(&self, namespace: &str) -> bool {
         matches!(self, Self::Namespaces(set) if set.len() == 1 && set.contains(namespace))
     }
+}
+
+/// Whether a selector with expressions fits labels; an empty one fits all.
+pub fn label_selector_fits(selector: &LabelSelector, labels: &Labels) -> bool {
+    selects(&selector.match_labels, labels)
+        && selector.match_expressions.iter().all(|e| {
+            let value = labels.get(&e.key);
+            let listed = value.is_some_and(|v| e.values.contains(v));
+            match e.operator.as_str() {
+                "In" => listed,
+                "NotIn" => !listed,
+                "Exists" => value.is_some(),
+                "DoesNotExist" => value.is_none(),
+                _ => false,
+            }
+        })
 }
 
 #[cfg(test)]

@@ -171,6 +171,13 @@ impl IndexWriter {
                 dirty.rules.insert(key.namespace.clone());
             }
             Spec::VirtualService(_) => dirty.virtual_services = true,
+            Spec::Namespace if !self.index.mesh.discovery_selectors.is_empty() => {
+                // Whether the namespace counts at all may hang on its labels.
+                let here = |s: &&ServiceKey| s.namespace == key.name;
+                dirty.services.extend(self.index.declared.keys().filter(here).cloned());
+                dirty.rules.insert(key.name.clone());
+                dirty.virtual_services = true;
+            }
             Spec::ConfigMap(_) if is_mesh_config(key) => dirty.mesh = true,
             _ => {}
         }
@@ -233,13 +240,16 @@ impl IndexWriter {
         out.mesh = true;
         // Defaults of visibility may have changed for everything.
         dirty.services.extend(self.index.declared.keys().cloned());
-        dirty.rules.extend(self.index.rules.keys().cloned());
+        dirty.rules.extend(self.index.objects(Kind::DestinationRule).map(|o| o.key.namespace.clone()));
         dirty.virtual_services = true;
     }
 
     /// The declaration of a service and the objects whose endpoints are its own.
     fn declare(&self, key: &ServiceKey) -> Option<(Service, Vec<Arc<Object>>)> {
         let index = &self.index;
+        if !index.discovered(&key.namespace) {
+            return None;
+        }
         let mut objects: Vec<&Arc<Object>> =
             index.declared.get(key)?.iter().filter_map(|k| index.objects.get(k)).collect();
         objects.sort_by_key(|o| (o.key.kind != Kind::Service, o.age_order()));
@@ -418,7 +428,7 @@ impl IndexWriter {
     fn rebuild_rules(&mut self, namespace: &Name) {
         let index = &mut self.index;
         let mut objects: Vec<Arc<Object>> = index.objects_in(Kind::DestinationRule, namespace).cloned().collect();
-        if objects.is_empty() {
+        if objects.is_empty() || !index.discovered(namespace) {
             index.rules.remove(namespace);
             return;
         }
@@ -435,6 +445,7 @@ impl IndexWriter {
             index.virtual_services.iter().map(|v| (&v.object.key, v)).collect();
         let mut all: Vec<Arc<VirtualServiceEntry>> = index
             .objects(Kind::VirtualService)
+            .filter(|o| index.discovered(&o.key.namespace))
             .filter_map(|o| {
                 let new = Arc::new(VirtualServiceEntry::new(o, &index.mesh, &index.options.domain)?);
                 Some(known.get(&o.key).filter(|old| ***old == new).map_or(new, |old| (*old).clone()))

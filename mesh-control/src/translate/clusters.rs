@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_api::{
-    crd::networking::{ConnectionPool, IngressListener},
+    crd::networking::{ConnectionPool, IngressListener, ServerTlsMode},
     meshconfig::InboundPolicyMode,
     model::{
         self, Address, Cluster, Discovery, DnsFamily, EndpointSet, Fraction, HttpVersionChoice, ISTIO_METADATA,
@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     index::{Index, Mtls, Protocol, Resolution, Rule, Service, ServicePort, Stamp, Stamped, TargetPort},
+    source::object::Kind,
     view::{Families, Flavour, Interception, ProxyKind, ProxyView, ServiceTarget},
     xds::encoded::Encoded,
 };
@@ -60,7 +61,7 @@ pub struct OutboundBasis {
     endpoints: Stamp,
     rule: Stamp,
     mesh: Stamp,
-    mtls: Option<Mtls>,
+    authn: Stamp,
 }
 
 /// Encoded outbound clusters.
@@ -68,8 +69,8 @@ pub type Outbound = Cache<OutboundKey, OutboundBasis>;
 
 /// A cluster by name, encoded.
 pub fn generate(cache: &Outbound, request: Request<'_>, name: &str) -> Option<Arc<Encoded>> {
-    match ClusterName::parse(name).filter(|c| c.direction == Direction::Outbound) {
-        Some(parsed) => {
+    match outbound(name) {
+        Some((parsed, _)) => {
             let builder = Builder::new(request, &parsed)?;
             let (key, basis) = (builder.key.clone(), builder.basis());
             cache.get(name, key, basis, || builder.build(name, &parsed).map(|c| Encoded::cluster(&c)))
@@ -80,11 +81,19 @@ pub fn generate(cache: &Outbound, request: Request<'_>, name: &str) -> Option<Ar
 
 /// A cluster by name, as the plain model.
 pub fn model(request: Request<'_>, name: &str) -> Option<Cluster> {
-    match ClusterName::parse(name) {
+    match outbound(name) {
+        Some((parsed, _)) => Builder::new(request, &parsed)?.build(name, &parsed),
+        None if ClusterName::parse(name).is_some() => inbound(request).into_iter().find(|c| *c.name == *name),
         None => fixed(request.index, request.view, name),
-        Some(parsed) if parsed.direction == Direction::Outbound => Builder::new(request, &parsed)?.build(name, &parsed),
-        Some(_) => inbound(request).into_iter().find(|c| *c.name == *name),
     }
+}
+
+/// An outbound cluster name taken apart, and whether it has the form of a server name: such clusters forward what
+/// clients encrypted for the service, as it is.
+pub fn outbound(name: &str) -> Option<(ClusterName<'_>, bool)> {
+    let plain = ClusterName::parse(name).map(|c| (c, false));
+    let found = plain.or_else(|| ClusterName::parse_sni(name).map(|c| (c, true)));
+    found.filter(|(c, _)| c.direction == Direction::Outbound)
 }
 
 /// Names of the clusters that a proxy has beside its outbound ones, in order.
@@ -97,8 +106,23 @@ pub fn other_names(request: Request<'_>) -> Vec<Name> {
         out.push(names::PASSTHROUGH_CLUSTER.into());
         out.extend(inbound(request).into_iter().map(|c| c.name));
         out.push(names::INBOUND_PASSTHROUGH_V4.into());
+    } else if passes_through(request) {
+        let inside = request.scope.services().iter().filter(|s| has_clusters(&s.service) && !s.service.external);
+        for scoped in inside {
+            let rule = request.index.destination_rule(&scoped.service, request.view);
+            let visible = service_names(&scoped.service, rule);
+            let parsed = visible.iter().filter_map(|n| ClusterName::parse(n));
+            out.extend(parsed.filter(|c| scoped.port(c.port).is_some()).map(|c| c.sni().into()));
+        }
     }
     out
+}
+
+/// Whether a gateway forwards by the mesh's server names.
+fn passes_through(request: Request<'_>) -> bool {
+    let servers = request.index.gateways_for(&request.view.labels).into_iter().flat_map(|(_, g)| &g.servers);
+    let mut modes = servers.filter_map(|s| s.tls.as_ref()).map(|t| t.mode);
+    modes.any(|mode| mode == ServerTlsMode::AutoPassthrough)
 }
 
 /// Whether a service has clusters at all.
@@ -154,7 +178,7 @@ impl<'a> Builder<'a> {
             endpoints: if self.key.place.is_some() { entry.endpoints.stamp() } else { Stamp::NONE },
             rule: self.target.rule.map_or(Stamp::NONE, Stamped::stamp),
             mesh: self.index.mesh_stamped().stamp(),
-            mtls: self.index.namespace_mtls(&entry.service.key.namespace),
+            authn: self.index.stamp(Kind::PeerAuthentication),
         }
     }
 
@@ -175,8 +199,10 @@ impl<'a> Builder<'a> {
         if self.key.grpc {
             grpc_form(&mut cluster);
         } else {
-            self.security(&mut cluster, parsed);
-            policy.apply_proxy_protocol(&mut cluster);
+            if *name != parsed.sni() {
+                self.security(&mut cluster, parsed);
+                policy.apply_proxy_protocol(&mut cluster);
+            }
             self.dns(&mut cluster);
         }
         if !mesh.outbound_cluster_stat_name.is_empty() {

@@ -18,6 +18,7 @@ use mesh_api::{
 
 use super::{
     cache::Cache,
+    clusters::outbound,
     destination_rule::Policy,
     locality::{EndpointLabels, Group, Place, Preference},
     tls::TLS_MODE_KEY,
@@ -72,7 +73,7 @@ pub type Assignments = Cache<Key, Basis>;
 
 /// The assignment of an EDS cluster by name, encoded.
 pub fn generate(cache: &Assignments, request: Request<'_>, name: &str) -> Option<Arc<Encoded>> {
-    let target = Target::find(request, &ClusterName::parse(name)?)?;
+    let target = Target::find(request, &outbound(name)?.0)?;
     let preference = target.preference(request.index);
     let place = target.place(&preference, request.view);
     let rule = target.rule;
@@ -97,7 +98,7 @@ pub fn generate(cache: &Assignments, request: Request<'_>, name: &str) -> Option
 
 /// The assignment of an EDS cluster by name, as the plain model.
 pub fn model(request: Request<'_>, name: &str) -> Option<EndpointSet> {
-    let target = Target::find(request, &ClusterName::parse(name)?)?;
+    let target = Target::find(request, &outbound(name)?.0)?;
     let preference = target.preference(request.index);
     let place = target.place(&preference, request.view);
     Some(resolved(target.assignment(request.index, name, &preference, &place)))

@@ -361,13 +361,21 @@ fn destination(index: &Index, namespace: &str, host: &str, ports: &Ports) -> Opt
     Some(Scoped { service: entry.service.clone(), only })
 }
 
-/// Most scopes that are kept.
-const MAX_SCOPES: usize = 4096;
+/// Most namespaces whose scopes are kept.
+const MAX_NAMESPACES: usize = 4096;
 
 /// Scopes, worked out once and shared by the proxies of a namespace and Sidecar.
 #[derive(Debug, Default)]
 pub struct Scopes {
-    cache: RwLock<HashMap<(Name, Option<ObjectKey>), (Basis, Arc<Scope>)>>,
+    /// By namespace; within one there are few.
+    cache: RwLock<HashMap<Name, Vec<Kept>>>,
+}
+
+#[derive(Debug, Clone)]
+struct Kept {
+    sidecar: Option<ObjectKey>,
+    basis: Basis,
+    scope: Arc<Scope>,
 }
 
 /// What a scope was worked out from.
@@ -388,20 +396,25 @@ impl Scopes {
             sidecars: if view.sidecar.is_some() { index.stamp(Kind::Sidecar) } else { Stamp::NONE },
             mesh: index.mesh_stamped().stamp(),
         };
-        let key = (view.namespace.clone(), view.sidecar.clone());
-        let old = self.cache.read().get(&key).cloned();
-        let old = match old {
-            Some((at, scope)) if at == basis => return scope,
-            old => old.map(|(_, scope)| scope),
+        let old = {
+            let cache = self.cache.read();
+            let kept = cache.get(&view.namespace).and_then(|k| k.iter().find(|k| k.sidecar == view.sidecar));
+            match kept {
+                Some(kept) if kept.basis == basis => return kept.scope.clone(),
+                kept => kept.map(|k| k.scope.clone()),
+            }
         };
         let sidecar = view.sidecar.as_ref().and_then(|k| index.object(k)).cloned();
         let scope = Arc::new(Scope::new(index, &view.namespace, sidecar, old.as_deref()));
         let mut cache = self.cache.write();
-        // Namespaces and Sidecars that nobody asks for any more do not pile up.
-        if cache.len() > MAX_SCOPES {
+        // Namespaces that nobody asks for any more do not pile up.
+        if cache.len() > MAX_NAMESPACES {
             cache.clear();
         }
-        cache.insert(key, (basis, scope.clone()));
+        let kept = cache.entry(view.namespace.clone()).or_default();
+        // Sidecars that are gone neither.
+        kept.retain(|k| k.sidecar != view.sidecar && k.sidecar.as_ref().is_none_or(|s| index.object(s).is_some()));
+        kept.push(Kept { sidecar: view.sidecar.clone(), basis, scope: scope.clone() });
         scope
     }
 }

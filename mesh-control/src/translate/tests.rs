@@ -342,6 +342,31 @@ fn sidecars_see_what_they_import() {
 }
 
 #[test]
+fn gateways_forward_by_server_name() {
+    let gateway_object = "---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: ew, namespace: shop}\nspec: {servers: [{port: {number: 15443, name: tls, protocol: TLS}, tls: {mode: AUTO_PASSTHROUGH}, hosts: ['*.local']}]}\n";
+    let writer = writer(&(MESH.to_owned() + gateway_object));
+    let index = writer.index();
+    let name = format!("outbound_.80_.v1_.{HOST}");
+    let translator = Translator::new();
+    let view = gateway(index, "shop");
+    assert!(translator.names(index, &view, TypeUrl::Cluster).iter().any(|n| **n == *name));
+    let c = cluster(index, &view, &name).unwrap();
+    assert!(c.tls.is_none() && c.tls_matches.is_empty(), "clients encrypted already");
+    assert_eq!(assignment(index, &view, &name).len(), 1);
+}
+
+#[test]
+fn namespaces_that_are_not_discovered_do_not_count() {
+    let mut writer = writer(MESH);
+    let mesh = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    discoverySelectors: [{matchExpressions: [{key: mesh, operator: In, values: ['yes']}]}]\n";
+    let change = apply(&mut writer, mesh);
+    assert!(change.services.len() == 1 && writer.index().services().count() == 0);
+    apply(&mut writer, "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {mesh: 'yes'}}\n");
+    let index = writer.index();
+    assert!(cluster(index, &at(index, ""), &format!("outbound|80|v1|{HOST}")).is_some(), "service and rule are back");
+}
+
+#[test]
 fn grpc_clients_get_what_they_understand() {
     let writer = writer(MESH);
     let index = writer.index();

@@ -140,7 +140,14 @@ fn cluster_names(index: &Index, change: &ChangeSet, host: &str) -> Vec<Name> {
     subsets.extend(changed.flat_map(|(_, names)| names.iter().cloned()));
     subsets.insert("".into());
     let name = |port: u16, subset: &Name| ClusterName::outbound(host, port, subset).to_string().into();
-    ports.iter().flat_map(|port| subsets.iter().map(move |subset| name(*port, subset))).collect()
+    let mut out: Vec<Name> =
+        ports.iter().flat_map(|port| subsets.iter().map(move |subset| name(*port, subset))).collect();
+    if index.stamp(Kind::IstioGateway) != Stamp::NONE {
+        // Gateways may have them once more under their server names.
+        let sni: Vec<Name> = out.iter().filter_map(|n| ClusterName::parse(n)).map(|c| c.sni().into()).collect();
+        out.extend(sni);
+    }
+    out
 }
 
 fn with_names(out: Affected, ty: TypeUrl, names: &[Name]) -> Affected {
@@ -246,6 +253,7 @@ fn of_objects(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Af
             }
             Kind::IstioGateway | Kind::Gateway | Kind::GatewayClass | Kind::Namespace | Kind::Ingress => {
                 if view.is_gateway() {
+                    let out = if key.kind == Kind::IstioGateway { out.with_all(TypeUrl::Cluster) } else { out };
                     out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route).with_all(TypeUrl::Secret)
                 } else {
                     out
