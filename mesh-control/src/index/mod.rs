@@ -383,7 +383,9 @@ impl Index {
         let mut out: Vec<_> = self
             .objects(Kind::IstioGateway)
             .filter_map(|o| match &o.spec {
-                Spec::IstioGateway(g) if selects(&g.selector, labels) && self.discovered(&o.key.namespace) => Some((o, g)),
+                Spec::IstioGateway(g) if selects(&g.selector, labels) && self.discovered(&o.key.namespace) => {
+                    Some((o, g))
+                }
                 _ => None,
             })
             .collect();

@@ -37,7 +37,6 @@ pub(crate) fn apply(writer: &mut IndexWriter, yaml: &str) -> ChangeSet {
     writer.apply(objects(yaml).into_iter().map(ObjectChange::Upsert).collect())
 }
 
-
 /// A captured sidecar at an address.
 pub(crate) fn sidecar(index: &Index, namespace: &str, ip: &str) -> ProxyView {
     proxy(index, &format!("sidecar~{ip}~web.{namespace}~{namespace}.svc.cluster.local"), NodeMetadata::default(), "")
