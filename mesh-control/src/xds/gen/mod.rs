@@ -4,30 +4,41 @@
 //! metadata. Each function returns the encoded message, ready as the value of a `google.protobuf.Any`. Deterministic:
 //! equal values give equal bytes. Knows nothing of streams and subscriptions.
 
+mod access_log;
+mod cluster;
+mod common;
+mod endpoint;
+mod http_filter;
+mod listener;
+mod rbac;
+mod route;
+mod tls;
+mod wire;
+
 use bytes::Bytes;
 use mesh_api::model;
 
 /// An `envoy.config.listener.v3.Listener`.
-pub fn listener(_listener: &model::Listener) -> Bytes {
-    Bytes::new()
+pub fn listener(listener: &model::Listener) -> Bytes {
+    listener::listener(listener).into_bytes().into()
 }
 
 /// An `envoy.config.route.v3.RouteConfiguration`.
-pub fn route(_routes: &model::RouteConfig) -> Bytes {
-    Bytes::new()
+pub fn route(routes: &model::RouteConfig) -> Bytes {
+    route::route_config(routes).into_bytes().into()
 }
 
 /// An `envoy.config.cluster.v3.Cluster`.
-pub fn cluster(_cluster: &model::Cluster) -> Bytes {
-    Bytes::new()
+pub fn cluster(cluster: &model::Cluster) -> Bytes {
+    cluster::cluster(cluster).into_bytes().into()
 }
 
 /// An `envoy.config.endpoint.v3.ClusterLoadAssignment`.
-pub fn endpoints(_endpoints: &model::EndpointSet) -> Bytes {
-    Bytes::new()
+pub fn endpoints(endpoints: &model::EndpointSet) -> Bytes {
+    endpoint::endpoints(endpoints).into_bytes().into()
 }
 
 /// An `envoy.extensions.transport_sockets.tls.v3.Secret`, private key included.
-pub fn secret(_secret: &model::Secret) -> Bytes {
-    Bytes::new()
+pub fn secret(secret: &model::Secret) -> Bytes {
+    tls::secret(secret).into_bytes().into()
 }

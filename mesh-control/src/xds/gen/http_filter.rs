@@ -1,0 +1,181 @@
+//! HTTP filters and their overrides by route.
+
+use mesh_api::model::{
+    CorsPolicy, FaultAbort, FaultFilter, FilterOverride, HashSource, HeaderMutation, HttpFilter, HttpFilterKind,
+    IstioStats, LocalRateLimit, PeerMetadata, RbacFilter,
+};
+
+use super::common::{header_matcher, header_value, mutations, string_matcher};
+use super::rbac::rbac;
+use super::wire::Message;
+
+/// `HttpFilter`.
+pub fn http_filter(filter: &HttpFilter) -> Message {
+    let (url, config) = typed_config(&filter.kind);
+    Message::new().str(1, &filter.name).msg(4, Message::any(url, config)).bool(7, filter.disabled)
+}
+
+fn typed_config(kind: &HttpFilterKind) -> (&'static str, Message) {
+    match kind {
+        HttpFilterKind::Router(router) => {
+            ("envoy.extensions.filters.http.router.v3.Router", Message::new().bool(4, router.suppress_envoy_headers))
+        }
+        HttpFilterKind::Rbac(filter) => ("envoy.extensions.filters.http.rbac.v3.RBAC", http_rbac(filter)),
+        HttpFilterKind::Fault(filter) => ("envoy.extensions.filters.http.fault.v3.HTTPFault", fault(filter)),
+        HttpFilterKind::Cors => ("envoy.extensions.filters.http.cors.v3.Cors", Message::new()),
+        HttpFilterKind::GrpcStats { emit_filter_state } => {
+            // stats_for_all_methods: false, as Istio.
+            let config = Message::new().bool(1, *emit_filter_state).wrapped_bool(3, false);
+            ("envoy.extensions.filters.http.grpc_stats.v3.FilterConfig", config)
+        }
+        HttpFilterKind::GrpcWeb => ("envoy.extensions.filters.http.grpc_web.v3.GrpcWeb", Message::new()),
+        HttpFilterKind::LocalRateLimit(limit) => {
+            ("envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit", local_rate_limit(limit))
+        }
+        HttpFilterKind::HeaderMutation { request, response } => {
+            ("envoy.extensions.filters.http.header_mutation.v3.HeaderMutation", header_mutation(request, response))
+        }
+        HttpFilterKind::HealthCheck { pass_through, headers } => {
+            let config = Message::new().wrapped_bool(1, *pass_through).msgs(5, headers.iter().map(header_matcher));
+            ("envoy.extensions.filters.http.health_check.v3.HealthCheck", config)
+        }
+        HttpFilterKind::StatefulSession(source) => {
+            let config = Message::new().maybe(1, source.as_ref().map(session_state));
+            ("envoy.extensions.filters.http.stateful_session.v3.StatefulSession", config)
+        }
+        HttpFilterKind::IstioAlpn => ("istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig", Message::new()),
+        HttpFilterKind::IstioStats(stats) => istio_stats(stats),
+        HttpFilterKind::PeerMetadata(config) => ("io.istio.http.peer_metadata.Config", peer_metadata(config)),
+    }
+}
+
+/// Istio's `stats.PluginConfig`. Only what has an effect in our proxy is carried: `disable_host_header_fallback` = 6.
+pub fn istio_stats(stats: &IstioStats) -> (&'static str, Message) {
+    let flag = stats.config.get("disable_host_header_fallback").and_then(serde_json::Value::as_bool);
+    ("stats.PluginConfig", Message::new().bool(6, flag.unwrap_or(false)))
+}
+
+/// Istio's peer metadata filter: discovery and propagation by headers, each a `oneof` in a list.
+fn peer_metadata(config: &PeerMetadata) -> Message {
+    let headers = || Message::new().bool(1, config.skip_external);
+    let discovery = |on: bool| on.then(|| Message::new().msg(3, Message::new()));
+    let propagation = |on: bool| on.then(|| Message::new().msg(1, headers()));
+    Message::new()
+        .maybe(1, discovery(config.downstream_discovery))
+        .maybe(2, discovery(config.upstream_discovery))
+        .maybe(3, propagation(config.downstream_propagation))
+        .maybe(4, propagation(config.upstream_propagation))
+}
+
+fn http_rbac(filter: &RbacFilter) -> Message {
+    Message::new()
+        .maybe(1, filter.rules.as_ref().map(rbac))
+        .maybe(2, filter.shadow_rules.as_ref().map(rbac))
+        .str(3, &filter.shadow_prefix)
+        .str(6, &filter.stat_prefix)
+}
+
+fn fault(filter: &FaultFilter) -> Message {
+    let delay = filter.delay.map(|(share, length)| Message::new().duration(3, length).fraction(4, share));
+    let abort = filter.abort.map(|(share, abort)| match abort {
+        FaultAbort::Http(status) => Message::new().uint_always(2, status.into()).fraction(3, share),
+        FaultAbort::Grpc(status) => Message::new().fraction(3, share).uint_always(5, status.into()),
+    });
+    Message::new()
+        .maybe(1, delay)
+        .maybe(2, abort)
+        .msgs(4, filter.headers.iter().map(header_matcher))
+        .wrapped_maybe(6, filter.max_active)
+}
+
+fn cors(policy: &CorsPolicy) -> Message {
+    let flag = |message: Message, field, value: Option<bool>| match value {
+        Some(value) => message.wrapped_bool(field, value),
+        None => message,
+    };
+    let message = Message::new()
+        .msgs(1, policy.allow_origins.iter().map(string_matcher))
+        .str(2, &policy.allow_methods)
+        .str(3, &policy.allow_headers)
+        .str(4, &policy.expose_headers)
+        .str(5, &policy.max_age);
+    let message = flag(message, 6, policy.allow_credentials);
+    let message = match policy.enabled {
+        Some(share) => message.runtime_fraction(7, share),
+        None => message,
+    };
+    flag(message, 10, policy.forward_not_matching_preflights)
+}
+
+fn local_rate_limit(limit: &LocalRateLimit) -> Message {
+    let bucket = Message::new()
+        .uint(1, limit.max_tokens.into())
+        .wrapped(2, limit.tokens_per_fill)
+        .duration(3, limit.fill_interval);
+    Message::new()
+        .str(1, &limit.stat_prefix)
+        .msg(2, Message::new().uint(1, limit.status.into()))
+        .msg(3, bucket)
+        .runtime_fraction(4, limit.enabled)
+        .runtime_fraction(5, limit.enforced)
+        .msgs(6, limit.response_headers.add.iter().map(header_value))
+}
+
+fn header_mutation(request: &HeaderMutation, response: &HeaderMutation) -> Message {
+    Message::new().msg(1, Message::new().msgs(1, mutations(request)).msgs(2, mutations(response)))
+}
+
+/// The session state extension of a stateful session.
+fn session_state(source: &HashSource) -> Message {
+    match source {
+        HashSource::Cookie { name, ttl, path, .. } => {
+            let cookie = Message::new().str(1, name).duration_maybe(2, *ttl).str(3, path);
+            let url = "envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState";
+            let config = Message::any(url, Message::new().msg(1, cookie));
+            Message::new().str(1, "envoy.http.stateful_session.cookie").msg(2, config)
+        }
+        HashSource::Header(name) => {
+            let url = "envoy.extensions.http.stateful_session.header.v3.HeaderBasedSessionState";
+            let config = Message::any(url, Message::new().str(1, name));
+            Message::new().str(1, "envoy.http.stateful_session.header").msg(2, config)
+        }
+        // Nothing else can carry a session.
+        HashSource::SourceIp | HashSource::Query(_) | HashSource::FilterState(_) => Message::new(),
+    }
+}
+
+/// A value of `typed_per_filter_config`.
+pub fn filter_override(value: &FilterOverride) -> Message {
+    match value {
+        FilterOverride::Disabled => {
+            // FilterConfig.disabled
+            Message::any("envoy.config.route.v3.FilterConfig", Message::new().bool(3, true))
+        }
+        FilterOverride::Enabled => {
+            // FilterConfig with an empty configuration: on, as the filter is configured.
+            let empty = Message::any("google.protobuf.Empty", Message::new());
+            Message::any("envoy.config.route.v3.FilterConfig", Message::new().msg(1, empty))
+        }
+        FilterOverride::Cors(policy) => Message::any("envoy.extensions.filters.http.cors.v3.CorsPolicy", cors(policy)),
+        FilterOverride::Fault(filter) => {
+            Message::any("envoy.extensions.filters.http.fault.v3.HTTPFault", fault(filter))
+        }
+        FilterOverride::Rbac(filter) => {
+            let config = Message::new().msg(2, http_rbac(filter));
+            Message::any("envoy.extensions.filters.http.rbac.v3.RBACPerRoute", config)
+        }
+        FilterOverride::LocalRateLimit(limit) => {
+            Message::any("envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit", local_rate_limit(limit))
+        }
+        FilterOverride::HeaderMutation { request, response } => Message::any(
+            "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
+            header_mutation(request, response),
+        ),
+        FilterOverride::StatefulSession(source) => {
+            // stateful_session = 2 of a oneof, a StatefulSession.
+            let session = Message::new().msg(1, session_state(source));
+            let url = "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute";
+            Message::any(url, Message::new().msg(2, session))
+        }
+    }
+}
