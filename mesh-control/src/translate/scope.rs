@@ -69,7 +69,7 @@ pub struct Egress {
     /// As declared; `None`: everything the namespace may see, on any port.
     pub listener: Option<EgressListener>,
     /// Services, those that count before others first, one a host.
-    pub services: Vec<Scoped>,
+    pub services: Arc<[Scoped]>,
     /// VirtualServices for sidecars, oldest first, delegates not resolved.
     pub virtual_services: Vec<Arc<VirtualServiceEntry>>,
 }
@@ -90,8 +90,8 @@ pub struct Scope {
     namespace: Name,
     sidecar: Option<Arc<Object>>,
     egress: Vec<Egress>,
-    services: Vec<Scoped>,
-    by_host: HashMap<Name, usize>,
+    services: Arc<[Scoped]>,
+    by_host: Arc<HashMap<Name, usize>>,
 }
 
 impl Scope {
@@ -161,8 +161,23 @@ impl Scope {
         }
     }
 
+    /// With the same services as `old`, but the VirtualServices of today. Only without a Sidecar, where they do not
+    /// bring services along.
+    fn with_virtual_services(old: &Self, index: &Index) -> Self {
+        let virtual_services: Vec<_> = index.mesh_virtual_services(&old.namespace).cloned().collect();
+        Self {
+            stamp: Stamp::next(),
+            services_stamp: old.services_stamp,
+            namespace: old.namespace.clone(),
+            sidecar: None,
+            egress: vec![Egress { listener: None, services: old.services.clone(), virtual_services }],
+            services: old.services.clone(),
+            by_host: old.by_host.clone(),
+        }
+    }
+
     fn new(index: &Index, namespace: &Name, sidecar: Option<Arc<Object>>, old: Option<&Self>) -> Self {
-        let egress = match sidecar.as_ref().map(|o| &o.spec) {
+        let egress: Vec<Egress> = match sidecar.as_ref().map(|o| &o.spec) {
             Some(Spec::Sidecar(s)) if !s.egress.is_empty() => {
                 let all = Everything::of(index, namespace);
                 s.egress.iter().map(|l| all.import(l, namespace)).collect()
@@ -173,19 +188,9 @@ impl Scope {
                 virtual_services: index.mesh_virtual_services(namespace).cloned().collect(),
             }],
         };
-        let mut out = Self {
-            stamp: Stamp::next(),
-            services_stamp: Stamp::next(),
-            namespace: namespace.clone(),
-            by_host: HashMap::new(),
-            services: Vec::new(),
-            sidecar,
-            egress: Vec::new(),
-        };
-        for listener in &egress {
-            for service in &listener.services {
-                out.add(service.clone(), true);
-            }
+        let mut union = Union::default();
+        for service in egress.iter().flat_map(|e| e.services.iter()) {
+            union.add(service.clone(), true);
         }
         if egress.iter().any(|e| e.listener.is_some()) {
             let mut destinations = BTreeMap::new();
@@ -194,17 +199,31 @@ impl Scope {
             }
             for (host, ports) in destinations {
                 if let Some(service) = destination(index, namespace, &host, &ports) {
-                    out.add(service, false);
+                    union.add(service, false);
                 }
             }
         }
-        out.egress = egress;
-        if let Some(old) = old.filter(|old| old.services == out.services) {
-            out.services_stamp = old.services_stamp;
+        let same = old.filter(|old| *old.services == *union.services);
+        Self {
+            stamp: Stamp::next(),
+            services_stamp: same.map_or_else(Stamp::next, |old| old.services_stamp),
+            namespace: namespace.clone(),
+            sidecar,
+            egress,
+            services: union.services.into(),
+            by_host: Arc::new(union.by_host),
         }
-        out
     }
+}
 
+/// Services of several listeners, one a host.
+#[derive(Default)]
+struct Union {
+    services: Vec<Scoped>,
+    by_host: HashMap<Name, usize>,
+}
+
+impl Union {
     fn add(&mut self, service: Scoped, widen: bool) {
         match self.by_host.get(&service.service.key.host).and_then(|i| self.services.get_mut(*i)) {
             Some(known) if widen && known.service.key == service.service.key => known.widen(&service),
@@ -222,7 +241,7 @@ fn whole(service: &Stamped<Service>) -> Scoped {
 }
 
 /// Of services of one host those of `preferred` count, else the first.
-fn one_a_host(services: impl Iterator<Item = Scoped>, preferred: Option<&str>) -> Vec<Scoped> {
+fn one_a_host(services: impl Iterator<Item = Scoped>, preferred: Option<&str>) -> Arc<[Scoped]> {
     let mut out: Vec<Scoped> = Vec::new();
     let mut at: HashMap<Name, usize> = HashMap::new();
     for service in services {
@@ -235,7 +254,7 @@ fn one_a_host(services: impl Iterator<Item = Scoped>, preferred: Option<&str>) -
             }
         }
     }
-    out
+    out.into()
 }
 
 /// Everything a namespace may see, to import from.
@@ -387,6 +406,13 @@ struct Basis {
     mesh: Stamp,
 }
 
+impl Basis {
+    /// The same but for VirtualServices.
+    fn differs_in_virtual_services(&self, other: &Self) -> bool {
+        *self == Self { virtual_services: self.virtual_services, ..*other }
+    }
+}
+
 impl Scopes {
     /// The scope of a proxy.
     pub fn get(&self, index: &Index, view: &ProxyView) -> Arc<Scope> {
@@ -401,11 +427,18 @@ impl Scopes {
             let kept = cache.get(&view.namespace).and_then(|k| k.iter().find(|k| k.sidecar == view.sidecar));
             match kept {
                 Some(kept) if kept.basis == basis => return kept.scope.clone(),
-                kept => kept.map(|k| k.scope.clone()),
+                kept => kept.map(|k| (k.basis, k.scope.clone())),
             }
         };
-        let sidecar = view.sidecar.as_ref().and_then(|k| index.object(k)).cloned();
-        let scope = Arc::new(Scope::new(index, &view.namespace, sidecar, old.as_deref()));
+        let scope = Arc::new(match &old {
+            Some((at, old)) if view.sidecar.is_none() && basis.differs_in_virtual_services(at) => {
+                Scope::with_virtual_services(old, index)
+            }
+            old => {
+                let sidecar = view.sidecar.as_ref().and_then(|k| index.object(k)).cloned();
+                Scope::new(index, &view.namespace, sidecar, old.as_ref().map(|(_, s)| &**s))
+            }
+        });
         let mut cache = self.cache.write();
         // Namespaces that nobody asks for any more do not pile up.
         if cache.len() > MAX_NAMESPACES {
