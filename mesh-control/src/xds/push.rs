@@ -144,6 +144,10 @@ impl Session {
         for name in &seen.unasked {
             self.warming.remove(&Need { ty, name: name.clone() });
         }
+        if self.warming.is_empty() {
+            // There are as many of these tables as clients.
+            self.warming.shrink_to_fit();
+        }
     }
 
     /// The state of the mesh changed.
@@ -221,6 +225,8 @@ impl Session {
         if !sub.opened || sub.in_flight.is_some() || sub.clean() {
             return;
         }
+        // A client that begins with nothing asks for listeners when its clusters are warm; nothing can break.
+        let begins = sub.fresh;
         let mut batch = sub.collect(mode, res);
         let mut removed = mem::take(&mut batch.absent);
         let vanished = mem::take(&mut batch.vanished);
@@ -242,17 +248,19 @@ impl Session {
         {
             return;
         }
-        self.follow(ty, &batch);
+        self.follow(ty, &batch, !begins);
         let response = self.response(ty, batch.resources, removed, state);
         out.push(response);
     }
 
     /// New clusters must become warm; the endpoints of replaced ones are sent again, because the client waits for them.
-    fn follow(&mut self, ty: TypeUrl, batch: &Batch) {
+    fn follow(&mut self, ty: TypeUrl, batch: &Batch, warm: bool) {
         if ty != TypeUrl::Cluster {
             return;
         }
-        self.warming.extend(batch.new.iter().flat_map(|enc| enc.needs()).cloned());
+        if warm {
+            self.warming.extend(batch.new.iter().flat_map(|enc| enc.needs()).cloned());
+        }
         for need in batch.new.iter().chain(&batch.replaced).flat_map(|enc| enc.needs()) {
             let sub = self.sub_mut(need.ty);
             if sub.asked(&need.name) && sub.has(&need.name) == Has::This {
