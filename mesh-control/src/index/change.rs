@@ -7,7 +7,7 @@ use std::{
 
 use mesh_api::model::Name;
 
-use super::service::ServiceKey;
+use super::{service::ServiceKey, stamp::Stamp};
 use crate::source::object::{Kind, ObjectKey};
 
 /// The difference between two states of the index. Changes without effect (status, foreign annotations, a file
@@ -31,6 +31,27 @@ pub struct ChangeSet {
     pub addresses: HashSet<IpAddr>,
     /// MeshConfig changed.
     pub mesh: bool,
+    /// What the index had been before: stamps newer than these came with this change (or later).
+    pub since: Since,
+}
+
+/// A state of the index that a change set begins at. Takes no part in equality.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Since(pub Option<Stamp>);
+
+impl PartialEq for Since {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Since {}
+
+impl Since {
+    /// Whether something with this stamp is part of the change, as far as is known.
+    pub fn covers(self, stamp: Stamp) -> bool {
+        self.0.is_none_or(|before| stamp > before)
+    }
 }
 
 impl ChangeSet {
@@ -58,6 +79,10 @@ impl ChangeSet {
         self.objects.extend(later.objects);
         self.addresses.extend(later.addresses);
         self.mesh |= later.mesh;
+        self.since.0 = match (self.since.0, later.since.0) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            _ => None,
+        };
     }
 
     /// Whether an object of this kind changed.

@@ -11,7 +11,7 @@ use super::{ChangeSet, Index, IndexWriter, Options};
 use crate::{
     source::{
         manifest,
-        object::{Object, ObjectChange, ObjectKey},
+        object::{Object, ObjectChange},
     },
     view::ProxyView,
 };

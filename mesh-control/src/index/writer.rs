@@ -16,6 +16,7 @@ use super::{
     Stamped, VirtualServiceEntry, Workload,
     endpoint::{self, Shard, ShardKey},
     rules::{self, NamespaceRules},
+    change::Since,
     service::declared_keys,
     workload,
 };
@@ -61,7 +62,7 @@ impl IndexWriter {
 
     /// Takes changes over and says what they altered.
     pub fn apply(&mut self, changes: Vec<ObjectChange>) -> ChangeSet {
-        let mut out = ChangeSet::default();
+        let mut out = ChangeSet { since: Since(Some(Stamp::next())), ..ChangeSet::default() };
         let mut dirty = Dirty::default();
         for change in changes {
             self.take(change, &mut dirty, &mut out);

@@ -87,6 +87,7 @@ impl Egress {
 pub struct Scope {
     stamp: Stamp,
     services_stamp: Stamp,
+    routes_stamp: Stamp,
     namespace: Name,
     sidecar: Option<Arc<Object>>,
     egress: Vec<Egress>,
@@ -103,6 +104,11 @@ impl Scope {
     /// Changes only when the services do.
     pub fn services_stamp(&self) -> Stamp {
         self.services_stamp
+    }
+
+    /// Changes only when the VirtualServices do. Delegates are not looked at.
+    pub fn routes_stamp(&self) -> Stamp {
+        self.routes_stamp
     }
 
     /// Namespace of the proxies.
@@ -165,12 +171,14 @@ impl Scope {
     /// bring services along.
     fn with_virtual_services(old: &Self, index: &Index) -> Self {
         let virtual_services: Vec<_> = index.mesh_virtual_services(&old.namespace).cloned().collect();
+        let egress = vec![Egress { listener: None, services: old.services.clone(), virtual_services }];
         Self {
             stamp: Stamp::next(),
             services_stamp: old.services_stamp,
+            routes_stamp: routes_stamp(&egress, Some(old)),
             namespace: old.namespace.clone(),
             sidecar: None,
-            egress: vec![Egress { listener: None, services: old.services.clone(), virtual_services }],
+            egress,
             services: old.services.clone(),
             by_host: old.by_host.clone(),
         }
@@ -207,12 +215,27 @@ impl Scope {
         Self {
             stamp: Stamp::next(),
             services_stamp: same.map_or_else(Stamp::next, |old| old.services_stamp),
+            routes_stamp: routes_stamp(&egress, old),
             namespace: namespace.clone(),
             sidecar,
             egress,
             services: union.services.into(),
             by_host: Arc::new(union.by_host),
         }
+    }
+}
+
+/// The stamp of before when every listener has the same VirtualServices.
+fn routes_stamp(egress: &[Egress], old: Option<&Scope>) -> Stamp {
+    let equal = |a: &Egress, b: &Egress| {
+        a.virtual_services.len() == b.virtual_services.len()
+            && a.virtual_services.iter().zip(&b.virtual_services).all(|(a, b)| Arc::ptr_eq(a, b))
+    };
+    match old {
+        Some(old) if old.egress.len() == egress.len() && old.egress.iter().zip(egress).all(|(a, b)| equal(a, b)) => {
+            old.routes_stamp
+        }
+        _ => Stamp::next(),
     }
 }
 

@@ -201,7 +201,7 @@ fn endpoints_by_subset_policy_and_locality() {
     };
     let (eu, us) = (row("eu/a/1", 0, 1, "10.0.0.1:8080"), row("us/b/1", 0, 1, "10.0.0.2:8080"));
     assert_eq!(get(&writer, "", "eu/a/1"), [eu.clone(), us.clone()], "no order without outlier detection");
-    assert_eq!(get(&writer, "v2", "eu/a/1"), [us.clone()]);
+    assert_eq!(get(&writer, "v2", "eu/a/1"), std::slice::from_ref(&us));
     let with = |policy: &str| MESH.replace("host: web\n", &format!("host: web\n  trafficPolicy: {policy}\n"));
     apply(&mut writer, &with("{outlierDetection: {consecutive5xxErrors: 3}}"));
     assert_eq!(
@@ -402,18 +402,21 @@ fn proxies_share_resources() {
     }
 }
 
-/// Every resource of these types that a proxy may get: as the model tells it, and as it is served.
-fn everything(t: &Translator, index: &Index, view: &ProxyView) -> BTreeMap<(TypeUrl, Name), (String, u64)> {
-    let scope = t.scope(index, view);
-    let request = Request { index, view, scope: &scope };
-    let names = t.names(index, view, TypeUrl::Cluster);
-    let both = names.iter().flat_map(|n| [(TypeUrl::Cluster, n.clone()), (TypeUrl::Endpoints, n.clone())]);
-    let text = |ty, n: &str| match ty {
-        TypeUrl::Cluster => clusters::model(request, n).map(|m| format!("{m:?}")),
-        _ => endpoints::model(request, n).map(|m| format!("{m:?}")),
-    };
-    both.filter_map(|(ty, n)| Some(((ty, n.clone()), (text(ty, &n)?, t.generate(index, view, ty, &n)?.hash()))))
-        .collect()
+/// Versions of every resource that a proxy may get.
+fn everything(t: &Translator, index: &Index, view: &ProxyView) -> BTreeMap<(TypeUrl, Name), u64> {
+    let mut out = BTreeMap::new();
+    for ty in [TypeUrl::Cluster, TypeUrl::Listener] {
+        for name in t.names(index, view, ty).iter() {
+            let Some(resource) = t.generate(index, view, ty, name) else { continue };
+            for need in resource.needs() {
+                if let Some(needed) = t.generate(index, view, need.ty, &need.name) {
+                    out.insert((need.ty, need.name.clone()), needed.hash());
+                }
+            }
+            out.insert((ty, name.clone()), resource.hash());
+        }
+    }
+    out
 }
 
 proptest! {

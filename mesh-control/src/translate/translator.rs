@@ -181,7 +181,9 @@ fn of_services(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> A
     }
     out = with_names(out, TypeUrl::Cluster, &clusters);
     out = with_names(out, TypeUrl::Endpoints, &assignments);
-    if !change.services.is_empty() {
+    // Gateways look beyond their scope (backends that exist or not).
+    let seen = !request.view.is_sidecar() || change.since.covers(request.scope.services_stamp());
+    if !change.services.is_empty() && seen {
         out = out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route);
     } else if follows_client {
         // Listeners and hosts of headless services stand for each of their endpoints.
@@ -249,7 +251,11 @@ fn of_objects(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Af
             Kind::VirtualService => {
                 // Destinations of imported VirtualServices are in a Sidecar's scope.
                 let out = if view.sidecar.is_some() { out.with_all(TypeUrl::Cluster) } else { out };
-                out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route)
+                if view.is_sidecar() && !is_delegated_to(request, key) && !change.since.covers(request.scope.routes_stamp()) {
+                    out
+                } else {
+                    out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route)
+                }
             }
             Kind::IstioGateway | Kind::Gateway | Kind::GatewayClass | Kind::Namespace | Kind::Ingress => {
                 if view.is_gateway() {
@@ -271,12 +277,26 @@ fn of_objects(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Af
     out
 }
 
+/// Whether a VirtualService that the proxy sees hands rules on to this one, which itself is in nobody's scope.
+fn is_delegated_to(request: Request<'_>, key: &ObjectKey) -> bool {
+    let mut seen = request.scope.egress().iter().flat_map(|e| &e.virtual_services);
+    seen.any(|vs| {
+        vs.spec.http.iter().filter_map(|rule| rule.delegate.as_ref()).any(|d| {
+            let namespace = if d.namespace.is_empty() { vs.namespace() } else { d.namespace.as_str() };
+            d.name == *key.name && *namespace == *key.namespace
+        })
+    })
+}
+
 /// Lists of cluster names, shared by the proxies that have the same.
 #[derive(Debug, Default)]
 struct NameLists {
-    services: RwLock<HashMap<ServiceKey, (Stamp, Stamp, Arc<[Name]>)>>,
+    services: RwLock<HashMap<ServiceKey, ServiceNames>>,
     lists: RwLock<HashMap<ListKey, List>>,
 }
+
+/// Names of a service's clusters, with the stamps of the service and its rule.
+type ServiceNames = (Stamp, Stamp, Arc<[Name]>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct ListKey {
