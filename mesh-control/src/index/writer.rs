@@ -14,9 +14,9 @@ use mesh_api::{labels::Labels, meshconfig::MeshConfig, model::Name};
 use super::{
     ChangeSet, EndpointFacts, Index, MESH_CONFIG, Options, Service, ServiceEndpoints, ServiceEntry, ServiceKey, Stamp,
     Stamped, VirtualServiceEntry, Workload,
+    change::Since,
     endpoint::{self, Shard, ShardKey},
     rules::{self, NamespaceRules},
-    change::Since,
     service::declared_keys,
     workload,
 };

@@ -251,7 +251,10 @@ fn of_objects(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Af
             Kind::VirtualService => {
                 // Destinations of imported VirtualServices are in a Sidecar's scope.
                 let out = if view.sidecar.is_some() { out.with_all(TypeUrl::Cluster) } else { out };
-                if view.is_sidecar() && !is_delegated_to(request, key) && !change.since.covers(request.scope.routes_stamp()) {
+                if view.is_sidecar()
+                    && !is_delegated_to(request, key)
+                    && !change.since.covers(request.scope.routes_stamp())
+                {
                     out
                 } else {
                     out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route)
