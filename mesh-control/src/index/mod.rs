@@ -418,10 +418,16 @@ impl Index {
         self.workloads.get(&ip).map_or(&[], |w| w.as_slice())
     }
 
-    /// The workload of a proxy: what is registered in its namespace at one of its addresses.
+    /// The workload of a proxy: what is registered in its namespace at one of its addresses. Where several share an
+    /// address (loopback), the one of its name counts, else one with its labels, else the first.
     pub fn workload_of(&self, view: &ProxyView) -> Option<&Arc<Workload>> {
-        let at = |ip: &IpAddr| self.workloads_at(*ip).iter().find(|w| w.namespace == view.namespace);
-        view.ips.iter().find_map(at)
+        let found = view.ips.iter().map(|ip| self.workloads_at(*ip)).find_map(|all| {
+            let here = || all.iter().filter(|w| w.namespace == view.namespace);
+            let named = here().find(|w| w.source.0.name == view.name || w.name == view.name);
+            let labelled = || here().find(|w| !w.labels.is_empty() && selects(&w.labels, &view.metadata.labels));
+            named.or_else(labelled).or_else(|| here().next())
+        });
+        found
     }
 
     /// Services of a proxy's namespace that have endpoints at its addresses, with each of their ports.
@@ -431,8 +437,20 @@ impl Index {
             keys.into_iter().filter(|k| k.namespace == view.namespace).filter_map(|k| self.services.get(k)).collect();
         entries.sort_by(|a, b| a.service.precedence().cmp(&b.service.precedence()));
         let mut out: Vec<ServiceTarget> = Vec::new();
+        // Other workloads may be registered at the same address; only names tell them from a second registration of
+        // the same one.
+        let named = |source: &(ObjectKey, usize)| matches!(source.0.kind, Kind::Pod | Kind::WorkloadEntry);
+        let own = self.workload_of(view).map(|w| &w.source).filter(|s| named(s) && s.0.name == view.name);
+        let foreign = |e: &Endpoint, ip| {
+            own.is_some_and(|own| e.workload.source != *own)
+                && named(&e.workload.source)
+                && self.workloads_at(ip).iter().any(|w| w.source == e.workload.source)
+        };
         for entry in entries {
-            let here = entry.endpoints.iter().filter(|(_, e)| e.ip().is_some_and(|ip| view.ips.contains(&ip)));
+            let here = entry
+                .endpoints
+                .iter()
+                .filter(|(_, e)| e.ip().is_some_and(|ip| view.ips.contains(&ip) && !foreign(e, ip)));
             for (_, endpoint) in here {
                 for (port, target) in &endpoint.ports {
                     let Some(port) = entry.service.port(*port) else { continue };

@@ -135,6 +135,26 @@ spec: {address: 10.1.0.1, labels: {app: db}, serviceAccount: db, ports: {http: 9
 }
 
 #[test]
+fn workloads_at_one_address_are_told_apart() {
+    let vm = |name: &str, port: u16| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{address: 127.0.0.1, labels: {{app: {name}}}, ports: {{http: {port}}}}}\n---\n\
+             apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{clusterIP: 10.96.0.7, selector: {{app: {name}}}, ports: [{{name: http, port: 80}}]}}\n---\n"
+        )
+    };
+    let writer = writer(&(vm("a", 1001) + &vm("b", 1002)));
+    let view = |name: &str| {
+        let id = format!("sidecar~127.0.0.1~{name}.shop~shop.svc.cluster.local");
+        proxy(writer.index(), &id, mesh_api::node::NodeMetadata::default(), "")
+    };
+    let targets = |name| view(name).targets.iter().map(|t| t.target_port).collect::<Vec<_>>();
+    assert_eq!((targets("a"), targets("b")), (vec![1001], vec![1002]));
+    assert_eq!(view("b").labels.get("app").map(String::as_str), Some("b"));
+}
+
+#[test]
 fn visibility_and_precedence() {
     let entry = |name: &str, ns: &str, export: &str| {
         format!(
