@@ -122,8 +122,8 @@ impl Generator for Translator {
     }
 }
 
-/// Beyond so many names it costs less to look at all.
-const MANY_NAMES: usize = 512;
+/// Beyond so many hosts it costs less to look at everything than to list names.
+const MANY_HOSTS: usize = 64;
 
 /// Names of all clusters that a host has or had for any client. One host may be several services: what becomes of
 /// one decides which of them clients see.
@@ -150,8 +150,12 @@ fn cluster_names(index: &Index, change: &ChangeSet, host: &str) -> Vec<Name> {
     out
 }
 
-fn with_names(out: Affected, ty: TypeUrl, names: &[Name]) -> Affected {
-    if names.len() > MANY_NAMES { out.with_all(ty) } else { out.with(ty, names.iter().cloned()) }
+/// Adds the clusters (or assignments) of hosts.
+fn with_hosts(out: Affected, request: Request<'_>, change: &ChangeSet, ty: TypeUrl, hosts: &BTreeSet<&Name>) -> Affected {
+    if hosts.len() > MANY_HOSTS {
+        return out.with_all(ty);
+    }
+    out.with(ty, hosts.iter().flat_map(|host| cluster_names(request.index, change, host)))
 }
 
 fn sidecar_changed(index: &Index, change: &ChangeSet, view: &ProxyView) -> bool {
@@ -163,24 +167,21 @@ fn sidecar_changed(index: &Index, change: &ChangeSet, view: &ProxyView) -> bool 
 /// Services that were declared differently, show other identities, or are served elsewhere.
 fn of_services(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Affected {
     let index = request.index;
-    let mut clusters: Vec<Name> = Vec::new();
-    let mut assignments: Vec<Name> = Vec::new();
-    for key in change.services.union(&change.facts) {
-        clusters.extend(cluster_names(index, change, &key.host));
-    }
+    let mut clusters: BTreeSet<&Name> = change.services.union(&change.facts).map(|k| &k.host).collect();
+    let mut assignments: BTreeSet<&Name> = BTreeSet::new();
     let mut follows_client = false;
     for key in change.services.union(&change.endpoints) {
-        assignments.extend(cluster_names(index, change, &key.host));
+        assignments.insert(&key.host);
         match index.service_entry(key).map(|e| e.service.resolution) {
             Some(Resolution::Dns | Resolution::DnsRoundRobin) => {
-                clusters.extend(cluster_names(index, change, &key.host))
+                clusters.insert(&key.host);
             }
             Some(Resolution::Passthrough) => follows_client = true,
             _ => {}
         }
     }
-    out = with_names(out, TypeUrl::Cluster, &clusters);
-    out = with_names(out, TypeUrl::Endpoints, &assignments);
+    out = with_hosts(out, request, change, TypeUrl::Cluster, &clusters);
+    out = with_hosts(out, request, change, TypeUrl::Endpoints, &assignments);
     // Gateways look beyond their scope (backends that exist or not).
     let seen = !request.view.is_sidecar() || change.since.covers(request.scope.services_stamp());
     if !change.services.is_empty() && seen {
@@ -197,19 +198,18 @@ fn of_rules(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Affe
     if change.rules.is_empty() {
         return out;
     }
-    let mut keys: BTreeSet<&ServiceKey> = BTreeSet::new();
+    let mut hosts: BTreeSet<&Name> = BTreeSet::new();
     for pattern in change.rules.keys() {
         if host::is_wildcard(pattern) {
-            let services = request.scope.services().iter().map(|s| &s.service.arc().key);
-            keys.extend(services.filter(|k| host::within(pattern, &k.host)));
+            let all = request.scope.services().iter().map(|s| &s.service.arc().key.host);
+            hosts.extend(all.filter(|h| host::within(pattern, h)));
         } else {
-            keys.extend(request.scope.service(pattern).map(|s| &s.service.arc().key));
+            hosts.extend(request.scope.service(pattern).map(|s| &s.service.arc().key.host));
         }
     }
-    let names: Vec<Name> = keys.into_iter().flat_map(|k| cluster_names(request.index, change, &k.host)).collect();
-    if !names.is_empty() {
-        out = with_names(out, TypeUrl::Cluster, &names);
-        out = with_names(out, TypeUrl::Endpoints, &names);
+    if !hosts.is_empty() {
+        out = with_hosts(out, request, change, TypeUrl::Cluster, &hosts);
+        out = with_hosts(out, request, change, TypeUrl::Endpoints, &hosts);
         // Hash policies and idle times stand in routes and listeners.
         out = out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route);
     }
@@ -232,12 +232,9 @@ fn of_peer_authentication(request: Request<'_>, change: &ChangeSet, mut out: Aff
         return out.with_all(TypeUrl::Cluster).with_all(TypeUrl::Endpoints).with_all(TypeUrl::Listener);
     }
     let services = request.scope.services().iter().map(|s| &s.service.arc().key);
-    let names: Vec<Name> = services
-        .filter(|k| namespaces.contains(&k.namespace))
-        .flat_map(|k| cluster_names(request.index, change, &k.host))
-        .collect();
-    out = with_names(out, TypeUrl::Cluster, &names);
-    out = with_names(out, TypeUrl::Endpoints, &names);
+    let hosts: BTreeSet<&Name> = services.filter(|k| namespaces.contains(&k.namespace)).map(|k| &k.host).collect();
+    out = with_hosts(out, request, change, TypeUrl::Cluster, &hosts);
+    out = with_hosts(out, request, change, TypeUrl::Endpoints, &hosts);
     if namespaces.contains(&request.view.namespace) { out.with_all(TypeUrl::Listener) } else { out }
 }
 
