@@ -151,7 +151,13 @@ fn cluster_names(index: &Index, change: &ChangeSet, host: &str) -> Vec<Name> {
 }
 
 /// Adds the clusters (or assignments) of hosts.
-fn with_hosts(out: Affected, request: Request<'_>, change: &ChangeSet, ty: TypeUrl, hosts: &BTreeSet<&Name>) -> Affected {
+fn with_hosts(
+    out: Affected,
+    request: Request<'_>,
+    change: &ChangeSet,
+    ty: TypeUrl,
+    hosts: &BTreeSet<&Name>,
+) -> Affected {
     if hosts.len() > MANY_HOSTS {
         return out.with_all(ty);
     }
