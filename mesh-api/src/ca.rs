@@ -6,6 +6,9 @@ pub const CREATE_CERTIFICATE: &str = "/istio.v1.auth.IstioCertificateService/Cre
 /// Service name.
 pub const SERVICE: &str = "istio.v1.auth.IstioCertificateService";
 
+/// Name in the certificate of every control plane: what a proxy verifies when it was given an address instead of a name.
+pub const SERVER_NAME: &str = "istiod.istio-system.svc";
+
 /// `IstioCertificateRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CertificateRequest {
@@ -23,7 +26,7 @@ pub struct CertificateRequest {
 /// `IstioCertificateResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CertificateResponse {
-    /// One PEM certificate each, leaf first, root last.
+    /// One PEM certificate each, leaf first; the last element is the bundle of all trusted roots.
     #[prost(string, repeated, tag = "1")]
     pub cert_chain: Vec<String>,
 }

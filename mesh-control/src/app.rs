@@ -8,6 +8,7 @@ use std::{ffi::OsString, fmt, net::SocketAddr, process::ExitCode, sync::Arc, tim
 use anyhow::Context;
 use arc_swap::ArcSwapOption;
 use clap::Parser;
+use mesh_api::identity::TrustDomain;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -20,6 +21,7 @@ use tonic::service::Routes;
 
 use crate::{
     admin::{self, Admin},
+    ca::{self, Authority},
     index::{self, ChangeSet, Index, IndexWriter},
     metrics::Metrics,
     settings::{Cli, Command, Listen, LogFormat, Serve},
@@ -201,11 +203,13 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
     count_state(&metrics, writer.index(), refused());
     tracing::info!(objects, errors = refused(), "configuration read");
 
+    let authority = xds_listener.is_some().then(|| authority(settings, writer.index())).transpose()?;
+
     let (changes_tx, changes_rx) = mpsc::channel(64);
     let (index_tx, index_rx) = mpsc::channel(64);
     hub.open(writer.index().clone());
     workers.spawn(async move { folder.run(changes_tx).await.context("watching the configuration folder") });
-    workers.spawn(write_index(writer, changes_rx, index_tx, metrics.clone(), status));
+    workers.spawn(write_index(writer, changes_rx, index_tx, metrics.clone(), status, authority.clone()));
     let follow = hub.clone().follow(index_rx);
     workers.spawn(async move {
         follow.await;
@@ -217,29 +221,43 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
         let routes = Routes::new(Ads::new(hub.clone(), None));
         servers.spawn(server::serve(listener, None, routes, stop.clone()));
     }
-    if let Some(listener) = xds_listener
-        && let Some(identity) = identity(settings, &hub, &metrics)?
-    {
-        admin.authenticate.store(Some(Arc::new(identity.authenticate.clone())));
-        let routes = identity.routes.add_service(Ads::new(hub.clone(), Some(identity.authenticate)));
-        servers.spawn(server::serve(listener, Some(identity.tls), routes, stop.clone()));
+    if let (Some(listener), Some(authority)) = (xds_listener, authority) {
+        let authenticate: Arc<dyn Authenticate> = Arc::new(ca::Authenticator::new(&authority));
+        admin.authenticate.store(Some(Arc::new(authenticate.clone())));
+        let names = ca::ServerNames::new(xds.0.map(|a| a.ip()), &settings.server_name)?;
+        let tls = ca::server_tls(&authority, names)?;
+        let certificates = ca::grpc_service(authority, authenticate.clone(), metrics);
+        let routes = Routes::new(certificates).add_service(Ads::new(hub.clone(), Some(authenticate)));
+        servers.spawn(server::serve(listener, Some(tls), routes, stop.clone()));
     }
     Ok(Running { addresses, hub, servers, workers, stop })
 }
 
-/// What the certificate authority gives to the TLS address.
-struct Identity {
-    tls: server::TlsSource,
-    authenticate: Arc<dyn Authenticate>,
-    routes: Routes,
+/// Opens the certificate authority, with what the configuration says about it.
+fn authority(settings: &Serve, index: &Index) -> anyhow::Result<Arc<Authority>> {
+    let mut options = ca::Options::new(&settings.state_dir, index.trust_domain().parse()?);
+    options.default_ttl = settings.workload_cert_ttl;
+    options.max_ttl = settings.max_workload_cert_ttl;
+    let authority = Authority::open(options).context("certificate authority")?;
+    follow_configuration(&authority, index).context("certificate authority")?;
+    Ok(authority)
 }
 
-fn identity(_settings: &Serve, _hub: &Hub<Translator>, _metrics: &Arc<Metrics>) -> anyhow::Result<Option<Identity>> {
-    Ok(None)
+/// Hands trust domain and plugged-in CA to the authority.
+fn follow_configuration(authority: &Authority, index: &Index) -> anyhow::Result<()> {
+    let own: TrustDomain = index.trust_domain().parse()?;
+    let aliases = index.mesh().trust_domain_aliases.iter().filter_map(|alias| alias.parse().ok()).collect();
+    authority.set_trust_domain(own, aliases);
+    let (namespace, name) = ca::PLUGGED_IN_SECRET;
+    let secret = index.secret(namespace, name).map(|secret| &secret.data);
+    authority.plug_in(secret).with_context(|| format!("Secret {namespace}/{name}"))?;
+    Ok(())
 }
 
-fn print_token(_token: &crate::settings::Token) -> anyhow::Result<()> {
-    anyhow::bail!("no issuer")
+fn print_token(token: &crate::settings::Token) -> anyhow::Result<()> {
+    let token = ca::workload_token(&token.state_dir, &token.namespace, &token.service_account, Some(token.ttl))?;
+    println!("{token}");
+    Ok(())
 }
 
 /// Turns changed objects into states of the index.
@@ -249,6 +267,7 @@ async fn write_index(
     states: mpsc::Sender<(Index, ChangeSet)>,
     metrics: Arc<Metrics>,
     status: Arc<parking_lot::RwLock<crate::source::watch::FolderStatus>>,
+    authority: Option<Arc<Authority>>,
 ) -> anyhow::Result<()> {
     while let Some(batch) = changes.recv().await {
         count_events(&metrics, &batch);
@@ -261,6 +280,12 @@ async fn write_index(
             continue;
         }
         tracing::debug!(?change, "configuration changed");
+        if !change.only_endpoints()
+            && let Some(authority) = &authority
+            && let Err(error) = follow_configuration(authority, writer.index())
+        {
+            tracing::error!("the certificate authority stays as it was: {error:#}");
+        }
         if states.send((writer.index().clone(), change)).await.is_err() {
             break;
         }

@@ -15,3 +15,16 @@ pub mod translate;
 pub mod validate;
 pub mod view;
 pub mod xds;
+
+/// A token with which a workload authenticates itself, signed by the key in a state folder. The control plane that uses
+/// the folder may be running or not.
+///
+/// # Errors
+/// When the folder cannot be used or the names are not those of a service account.
+pub fn workload_token(
+    state_dir: &std::path::Path,
+    namespace: &str,
+    service_account: &str,
+) -> anyhow::Result<String> {
+    ca::workload_token(state_dir, namespace, service_account, None)
+}

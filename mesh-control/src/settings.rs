@@ -38,9 +38,6 @@ pub struct Token {
     /// How long it holds, e.g. `12h`
     #[arg(long, default_value = "24h", value_parser = duration)]
     pub ttl: Duration,
-    /// Trust domain, when the control plane was started with one
-    #[arg(long, env = "MESH_TRUST_DOMAIN", default_value = "cluster.local")]
-    pub trust_domain: String,
 }
 
 /// Flags of the server.
@@ -73,6 +70,9 @@ pub struct Serve {
     /// DNS domain of services
     #[arg(long, env = "MESH_DOMAIN", default_value = "cluster.local")]
     pub domain: String,
+    /// Life of a workload certificate when the workload asks for none
+    #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL", default_value = "24h", value_parser = duration)]
+    pub workload_cert_ttl: Duration,
     /// Longest life of a workload certificate
     #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", default_value = "90d", value_parser = duration)]
     pub max_workload_cert_ttl: Duration,

@@ -1,1 +1,45 @@
-//! Placeholder until its owner lands.
+//! The certificate authority: who may have which identity, and the certificates that prove it.
+//!
+//! Owns the signing keys, the issuer of workload certificates, the tokens of workloads without Kubernetes, the
+//! authentication of callers and the certificate of the xDS server. Must not know what streams carry or what the mesh
+//! is configured to do: the trust domain and a plugged-in CA are handed in.
+//!
+//! An identity in a certificate always comes from the authenticated caller; of a certificate request only the public
+//! key is used.
+
+mod authenticate;
+mod authority;
+mod issuer;
+mod material;
+mod request;
+mod server;
+mod service;
+mod state;
+mod token;
+
+pub use authenticate::{Authenticator, LocalTokens, ServiceAccount, VerifyToken};
+pub use authority::{Authority, Options};
+pub use issuer::Issued;
+pub use server::{ServerNames, server_tls};
+pub use service::{CertificateService, grpc_service};
+pub use token::{TOKEN_AUDIENCE, TokenKey, workload_token};
+
+/// Namespace and name of the Secret with a plugged-in CA.
+pub const PLUGGED_IN_SECRET: (&str, &str) = ("istio-system", "cacerts");
+
+/// Life of a workload certificate when the caller asks for none.
+pub const DEFAULT_TTL: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+
+/// Why a certificate is not issued or a CA cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// The certificate request is of no use.
+    #[error("certificate request: {0}")]
+    Request(String),
+    /// Signing failed.
+    #[error("signing failed: {0}")]
+    Signing(String),
+    /// Keys and certificates of the CA do not work.
+    #[error("{0}")]
+    Material(String),
+}

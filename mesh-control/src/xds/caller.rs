@@ -6,6 +6,7 @@
 use std::{fmt, net::SocketAddr, sync::Arc};
 
 use futures_util::future::BoxFuture;
+use http::{HeaderMap, header};
 use mesh_api::identity::SpiffeId;
 use rustls_pki_types::CertificateDer;
 
@@ -57,4 +58,18 @@ impl Caller {
         }
         Ok(())
     }
+}
+
+/// The token of `authorization: Bearer`; `None`: there is none.
+///
+/// # Errors
+/// When there are several headers: then it is open which of them counts.
+pub fn bearer(headers: &HeaderMap) -> Result<Option<&str>, &'static str> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err("several authorization headers");
+    }
+    let token = value.to_str().ok().and_then(|v| v.split_once(' '));
+    Ok(token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim()))
 }

@@ -26,7 +26,7 @@ use tonic_prost::ProstDecoder;
 use tower::Service;
 
 use super::{
-    caller::{Authenticate, Caller, Peer},
+    caller::{Authenticate, Caller, Peer, bearer},
     framing::Frames,
     generator::Generator,
     hub::Hub,
@@ -74,7 +74,7 @@ impl<G: Generator> Ads<G> {
         let caller = match &self.authenticate {
             None => Caller::Unauthenticated,
             Some(authenticate) => {
-                let bearer = bearer(request.headers());
+                let bearer = bearer(request.headers()).map_err(Status::unauthenticated)?;
                 Caller::Workload(authenticate.authenticate(&peer, bearer).await.map_err(Status::unauthenticated)?)
             }
         };
@@ -94,13 +94,6 @@ impl<G: Generator> Ads<G> {
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         Ok(response)
     }
-}
-
-/// The token of `authorization: Bearer`.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 impl<G: Generator> NamedService for Ads<G> {
