@@ -21,10 +21,6 @@ pub mod xds;
 ///
 /// # Errors
 /// When the folder cannot be used or the names are not those of a service account.
-pub fn workload_token(
-    state_dir: &std::path::Path,
-    namespace: &str,
-    service_account: &str,
-) -> anyhow::Result<String> {
+pub fn workload_token(state_dir: &std::path::Path, namespace: &str, service_account: &str) -> anyhow::Result<String> {
     ca::workload_token(state_dir, namespace, service_account, None)
 }

@@ -67,8 +67,7 @@ pub(crate) fn sign(
     match subject {
         Subject::Workload(id) => {
             params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().map_err(fail)?)];
-            params.extended_key_usages =
-                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         }
         Subject::Server(names) => {
             for name in names {

@@ -61,9 +61,8 @@ impl TokenKey {
             state::create(&path, &KeyPair::generate()?.serialize_pem(), state::PRIVATE)?;
         }
         let pem = state::read_private(&path)?.unwrap_or_default();
-        let damaged = || {
-            format!("{} is damaged: restore it, or remove it; all tokens must then be made anew", path.display())
-        };
+        let damaged =
+            || format!("{} is damaged: restore it, or remove it; all tokens must then be made anew", path.display());
         let key = KeyPair::from_pkcs8_pem_and_sign_algo(&pem, &rcgen::PKCS_ECDSA_P256_SHA256).with_context(damaged)?;
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_audience(&[TOKEN_AUDIENCE]);
@@ -201,10 +200,8 @@ mod tests {
         let public = KeyPair::from_pem(&pem).unwrap().public_key_pem();
         let confused =
             jsonwebtoken::encode(&Header::default(), &claims(), &EncodingKey::from_secret(public.as_bytes())).unwrap();
-        let twice = format!(
-            r#"{{"sub":"system:serviceaccount:shop:web",{}"#,
-            admin.to_string().strip_prefix('{').unwrap()
-        );
+        let twice =
+            format!(r#"{{"sub":"system:serviceaccount:shop:web",{}"#, admin.to_string().strip_prefix('{').unwrap());
         let twice = format!("{}.{}.{}", parts[0], URL_SAFE_NO_PAD.encode(twice), parts[2]);
         for bad in [
             format!("{}.{}.{}", parts[0], encode(&admin), parts[2]),
