@@ -85,6 +85,8 @@ pub struct ProxyView {
     pub node: Name,
     /// Service account, the authenticated one when the caller was authenticated.
     pub service_account: Name,
+    /// The caller proved who it is; only then it may have secrets.
+    pub authenticated: bool,
     /// Labels for selectors: those of the workload registered at its address, else those of the node metadata.
     pub labels: Arc<Labels>,
     /// Settings of this proxy (`defaultConfig` merged with annotations), as it told them.
@@ -152,6 +154,7 @@ impl ProxyView {
             locality,
             node: "".into(),
             service_account: metadata.service_account.as_str().into(),
+            authenticated: false,
             labels: Arc::new(metadata.labels.clone()),
             proxy_config: Arc::new(proxy_config),
             http_proxy_port: metadata.http_proxy_port.parse().ok().filter(|p| *p != 0),
@@ -175,6 +178,7 @@ impl ProxyView {
             &client.user_agent_version,
         );
         view.service_account = client.service_account().into();
+        view.authenticated = matches!(client.caller, crate::xds::caller::Caller::Workload(_));
         view
     }
 

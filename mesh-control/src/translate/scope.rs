@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 
 use crate::{
     index::{
-        Index, Protocol, Service, ServicePort, Stamp, Stamped, VirtualServiceEntry, host,
+        Index, Protocol, Service, ServiceKey, ServicePort, Stamp, Stamped, VirtualServiceEntry, host,
         virtual_services::MESH_GATEWAY,
     },
     source::object::{Kind, Object, ObjectKey, Spec},
@@ -93,6 +93,7 @@ pub struct Scope {
     egress: Vec<Egress>,
     services: Arc<[Scoped]>,
     by_host: Arc<HashMap<Name, usize>>,
+    headless: Arc<[ServiceKey]>,
 }
 
 impl Scope {
@@ -145,6 +146,11 @@ impl Scope {
         &self.services
     }
 
+    /// Headless services whose endpoints have listeners of their own.
+    pub fn headless(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.headless.iter()
+    }
+
     /// The service that a host means.
     pub fn service(&self, host: &str) -> Option<&Scoped> {
         let found = self.by_host.get(host).copied();
@@ -181,6 +187,7 @@ impl Scope {
             egress,
             services: old.services.clone(),
             by_host: old.by_host.clone(),
+            headless: old.headless.clone(),
         }
     }
 
@@ -212,6 +219,8 @@ impl Scope {
             }
         }
         let same = old.filter(|old| *old.services == *union.services);
+        let headless = union.services.iter().filter(|s| super::listeners::is_headless(&s.service));
+        let headless = headless.map(|s| s.service.key.clone()).collect();
         Self {
             stamp: Stamp::next(),
             services_stamp: same.map_or_else(Stamp::next, |old| old.services_stamp),
@@ -221,6 +230,7 @@ impl Scope {
             egress,
             services: union.services.into(),
             by_host: Arc::new(union.by_host),
+            headless,
         }
     }
 }

@@ -15,7 +15,10 @@ use parking_lot::RwLock;
 
 use super::{
     clusters, endpoints,
+    listeners::Listeners,
+    routes::Routes,
     scope::{Scope, Scopes},
+    secrets::Secrets,
 };
 use crate::{
     index::{ChangeSet, Index, Resolution, ServiceKey, Stamp, Stamped, host},
@@ -45,6 +48,9 @@ pub struct Translator {
     scopes: Scopes,
     clusters: clusters::Outbound,
     endpoints: endpoints::Assignments,
+    listeners: Listeners,
+    routes: Routes,
+    secrets: Secrets,
     names: NameLists,
 }
 
@@ -74,8 +80,7 @@ impl Generator for Translator {
         let request = Request { index, view, scope: &scope };
         match ty {
             TypeUrl::Cluster => self.names.clusters(request),
-            // The names of listeners are put in here by their maker.
-            TypeUrl::Listener => Arc::default(),
+            TypeUrl::Listener => self.listeners.names(request),
             TypeUrl::Endpoints | TypeUrl::Route | TypeUrl::Secret | TypeUrl::Extension => Arc::default(),
         }
     }
@@ -86,8 +91,9 @@ impl Generator for Translator {
         match ty {
             TypeUrl::Cluster => clusters::generate(&self.clusters, request, name),
             TypeUrl::Endpoints => endpoints::generate(&self.endpoints, request, name),
-            // The makers of listeners, routes and secrets are called here.
-            TypeUrl::Listener | TypeUrl::Route | TypeUrl::Secret => None,
+            TypeUrl::Listener => self.listeners.generate(request, name),
+            TypeUrl::Route => self.routes.generate(request, name),
+            TypeUrl::Secret => self.secrets.generate(request, name),
             TypeUrl::Extension => None,
         }
     }

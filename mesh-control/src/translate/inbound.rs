@@ -1,0 +1,354 @@
+//! Listeners towards the application: `virtualInbound`, and those that a Sidecar's ingress binds.
+//!
+//! Owns which connections a port takes (mutual TLS, cleartext, HTTP or not) by PeerAuthentication, and ports nobody
+//! declared. Must not know clusters.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use mesh_api::{
+    crd::networking::{CaptureMode, ServerTls},
+    model::{
+        Action, Address, CertificateSource, CommonTls, DownstreamTls, FilterChain, FilterChainMatch, Forward,
+        HeaderOps, Listener, ListenerFilter, Metadata, Name, Origin, PortRanges, Route, RouteConfig, RouteMatch,
+        RouteSource, SanKind, SanMatcher, StringMatcher, TcpProxy, TlsVersion, TrafficDirection, Validation,
+        ValidationContext, VirtualHost,
+    },
+    names::{BLACK_HOLE_CLUSTER, ClusterName, INBOUND_PASSTHROUGH_V4, VIRTUAL_INBOUND},
+};
+
+use super::{
+    filter_chain::{ChainEnv, HttpSpec, PLAINTEXT_HTTP_ALPN, chain},
+    outbound::{bare, detection_timeout, listener_name, wildcard},
+    rule_parts, server_tls,
+    tls::{MESH_ROOTS, WORKLOAD_CERTIFICATE, local_secret},
+    translator::Request,
+};
+use crate::{
+    index::{Index, Mtls, PeerAuthn, Protocol},
+    view::Interception,
+};
+
+/// Port to which inbound connections are redirected.
+const INBOUND_PORT: u16 = 15006;
+/// Every ALPN by which meshed clients are known.
+const MESH_ALPN: [&str; 5] = ["istio-peer-exchange", "istio", "istio-http/1.0", "istio-http/1.1", "istio-h2"];
+/// Those that promise HTTP.
+const MESH_HTTP_ALPN: [&str; 3] = ["istio-http/1.0", "istio-http/1.1", "istio-h2"];
+
+/// A port of the workload.
+struct Inbound<'a> {
+    /// Port of the workload, in names of clusters.
+    number: u16,
+    /// Port of the service, for span names.
+    service_port: u16,
+    /// Host of the service, for span names.
+    host: Name,
+    protocol: Protocol,
+    /// Cluster behind it.
+    cluster: Name,
+    /// TLS of its own, where mutual TLS is off.
+    tls: Option<&'a ServerTls>,
+}
+
+/// All inbound listeners of a sidecar.
+pub fn listeners(request: Request<'_>, env: &ChainEnv<'_>, authn: &PeerAuthn) -> Vec<Listener> {
+    let view = request.view;
+    let builder = Builder { request, env, authn };
+    let mut bound = Vec::new();
+    let mut captured: BTreeMap<u16, Inbound<'_>> = BTreeMap::new();
+    let ingress = request.scope.ingress();
+    for listener in ingress {
+        let number = listener.port.number;
+        let target = view.targets.iter().find(|t| t.target_port == number);
+        let port = Inbound {
+            number,
+            service_port: target.map_or(number, |t| t.port.port),
+            host: target.map_or_else(|| "inbound".into(), |t| t.service.key.host.clone()),
+            protocol: Protocol::parse(&listener.port.protocol),
+            cluster: ClusterName::inbound(number).to_string().into(),
+            tls: listener.tls.as_ref(),
+        };
+        let binds = match listener.capture_mode {
+            CaptureMode::None => true,
+            CaptureMode::Iptables => false,
+            CaptureMode::Default => view.interception == Interception::None,
+        };
+        if binds {
+            let bind = listener.bind.parse().ok().or_else(|| view.ips.first().copied());
+            bound.push(builder.bound(&port, bind.unwrap_or_else(|| wildcard(view))));
+        } else {
+            captured.entry(number).or_insert(port);
+        }
+    }
+    // Without interception listeners would take the application's own ports.
+    if view.interception == Interception::None {
+        return bound;
+    }
+    if ingress.is_empty() {
+        for target in view.targets.iter().filter(|t| t.port.protocol != Protocol::Udp) {
+            captured.entry(target.target_port).or_insert_with(|| Inbound {
+                number: target.target_port,
+                service_port: target.port.port,
+                host: target.service.key.host.clone(),
+                protocol: target.port.protocol,
+                cluster: ClusterName::inbound(target.target_port).to_string().into(),
+                tls: None,
+            });
+        }
+    }
+    let mut out = vec![builder.virtual_inbound(&captured)];
+    out.extend(bound);
+    out
+}
+
+/// Mutual TLS as the mesh speaks it: any workload of the mesh's trust domains.
+pub fn mesh_tls(index: &Index, protocol: Protocol) -> DownstreamTls {
+    let domains = std::iter::once(index.trust_domain())
+        .chain(index.mesh().trust_domain_aliases.iter().map(String::as_str))
+        .map(|d| SanMatcher { kind: SanKind::Uri, matcher: StringMatcher::prefix(format!("spiffe://{d}/")) });
+    let alpn: &[&str] =
+        if protocol.is_http() { &["h2", "http/1.1"] } else { &["istio-peer-exchange", "h2", "http/1.1"] };
+    DownstreamTls {
+        common: CommonTls {
+            certificates: vec![CertificateSource::Sds(local_secret(WORKLOAD_CERTIFICATE))],
+            validation: Some(Validation {
+                inline: Some(ValidationContext { san_matchers: domains.collect(), ..ValidationContext::default() }),
+                sds: Some(local_secret(MESH_ROOTS)),
+            }),
+            alpn: alpn.iter().map(|a| (*a).into()).collect(),
+            min_version: Some(TlsVersion::V1_3),
+            max_version: Some(TlsVersion::V1_3),
+            ..CommonTls::default()
+        },
+        require_client_certificate: true,
+    }
+}
+
+/// One way of connecting to a port.
+struct Way {
+    /// Ending of the chain's name.
+    name: &'static str,
+    /// `tls` or `raw_buffer`; empty: any.
+    transport: &'static str,
+    alpn: &'static [&'static str],
+    /// The proxy terminates mutual TLS.
+    mtls: bool,
+    http: bool,
+}
+
+/// The ways that a mode leaves open. What fits none is closed.
+fn ways(mode: Mtls, protocol: Protocol) -> Vec<Way> {
+    let way = |name, transport, alpn, mtls, http| Way { name, transport, alpn, mtls, http };
+    let (http, auto) = (protocol.is_http(), protocol.is_auto());
+    match mode {
+        Mtls::Strict if auto => {
+            vec![way("-mtls", "tls", &MESH_HTTP_ALPN, true, true), way("-mtls-tcp", "tls", &[], true, false)]
+        }
+        Mtls::Strict => vec![way("-mtls", "tls", &[], true, http)],
+        Mtls::Permissive if auto => vec![
+            way("-mtls", "tls", &MESH_HTTP_ALPN, true, true),
+            way("", "raw_buffer", &PLAINTEXT_HTTP_ALPN, false, true),
+            way("-mtls-tcp", "tls", &["istio-peer-exchange", "istio"], true, false),
+            way("-tcp", "raw_buffer", &[], false, false),
+            way("-tls", "tls", &[], false, false),
+        ],
+        Mtls::Permissive if http => {
+            vec![way("-mtls", "tls", &MESH_ALPN, true, true), way("", "raw_buffer", &[], false, true)]
+        }
+        Mtls::Permissive => vec![
+            way("-mtls", "tls", &MESH_ALPN, true, false),
+            way("-tls", "tls", &[], false, false),
+            way("", "raw_buffer", &[], false, false),
+        ],
+        Mtls::Disable if auto => {
+            vec![way("", "raw_buffer", &PLAINTEXT_HTTP_ALPN, false, true), way("-tcp", "", &[], false, false)]
+        }
+        Mtls::Disable => vec![way("", "", &[], false, http)],
+    }
+}
+
+struct Builder<'a, 'e> {
+    request: Request<'a>,
+    env: &'e ChainEnv<'e>,
+    authn: &'e PeerAuthn,
+}
+
+impl Builder<'_, '_> {
+    /// Receives what redirection captured.
+    fn virtual_inbound(&self, ports: &BTreeMap<u16, Inbound<'_>>) -> Listener {
+        let Request { index, view, .. } = self.request;
+        let own = index.mesh().proxy_inbound_listen_port.unwrap_or(INBOUND_PORT);
+        let address = |ip: IpAddr| Address::Socket((ip, own).into());
+        let detection = detection_timeout(self.request);
+        let mut out = bare(VIRTUAL_INBOUND, address(wildcard(view)), TrafficDirection::Inbound, detection);
+        if view.families().v4 && view.families().v6 {
+            out.additional_addresses.push(address(std::net::Ipv6Addr::UNSPECIFIED.into()));
+        }
+        out.transparent = view.interception == Interception::Tproxy;
+        let dead_end = FilterChainMatch { destination_port: Some(own), ..FilterChainMatch::default() };
+        let refuse = self.env.tcp(TcpProxy::to(BLACK_HOLE_CLUSTER, BLACK_HOLE_CLUSTER));
+        out.filter_chains = vec![chain("virtualInbound-blackhole", dead_end, refuse)];
+        for port in ports.values() {
+            out.filter_chains.extend(self.chains(port, Some(port.number), self.authn.port(port.number)));
+        }
+        // Ports nobody declared, those with a mode of their own first.
+        let special = self.authn.ports.iter().filter(|(p, _)| !ports.contains_key(p));
+        for (number, mode) in special {
+            out.filter_chains.extend(self.chains(&undeclared(*number), Some(*number), *mode));
+        }
+        out.filter_chains.extend(self.chains(&undeclared(0), None, self.authn.mode));
+        let inspected: BTreeMap<u16, (bool, bool)> = ports
+            .values()
+            .map(|p| {
+                (p.number, (self.authn.port(p.number) != Mtls::Disable || p.protocol.is_auto(), p.protocol.is_auto()))
+            })
+            .collect();
+        out.listener_filters = vec![
+            ListenerFilter::OriginalDst,
+            ListenerFilter::TlsInspector { disabled_ports: without(&inspected, |i| i.0) },
+            ListenerFilter::HttpInspector { disabled_ports: without(&inspected, |i| i.1) },
+        ];
+        out.access_log = self.env.listener_log();
+        out
+    }
+
+    /// A listener of its own.
+    fn bound(&self, port: &Inbound<'_>, bind: IpAddr) -> Listener {
+        let name = listener_name(bind, port.number);
+        let address = Address::Socket((bind, port.number).into());
+        let mut out = bare(&name, address, TrafficDirection::Inbound, detection_timeout(self.request));
+        out.filter_chains = self.chains(port, None, self.authn.port(port.number));
+        let uses = |f: fn(&FilterChainMatch) -> bool| out.filter_chains.iter().any(|c| f(&c.matches));
+        let (tls, http) = (
+            uses(|m| m.transport_protocol.as_ref() != ""),
+            uses(|m| m.transport_protocol.as_ref() == "raw_buffer" && !m.application_protocols.is_empty()),
+        );
+        if tls {
+            out.listener_filters.push(ListenerFilter::TlsInspector { disabled_ports: vec![] });
+        }
+        if http {
+            out.listener_filters.push(ListenerFilter::HttpInspector { disabled_ports: vec![] });
+        }
+        if let Some(key) = self.request.scope.sidecar_key() {
+            out.origin = Origin { config: key.config_path().into() };
+        }
+        out.access_log = self.env.listener_log();
+        out
+    }
+
+    fn chains(&self, port: &Inbound<'_>, destination: Option<u16>, mode: Mtls) -> Vec<FilterChain> {
+        let base = match (destination, port.number) {
+            (_, 0) => "virtualInbound-catchall".to_owned(),
+            (_, number) => listener_name(wildcard(self.request.view), number),
+        };
+        // A Sidecar may terminate TLS by itself where the mesh does not.
+        let own = port.tls.filter(|_| mode == Mtls::Disable);
+        let own = own.and_then(|t| server_tls::context(t));
+        let ways = match &own {
+            Some(_) => {
+                vec![Way { name: "-tls", transport: "tls", alpn: &[], mtls: false, http: port.protocol.is_http() }]
+            }
+            None => ways(mode, port.protocol),
+        };
+        ways.into_iter()
+            .map(|way| {
+                let matches = FilterChainMatch {
+                    destination_port: destination,
+                    transport_protocol: way.transport.into(),
+                    application_protocols: way.alpn.iter().map(|a| Name::from(*a)).collect(),
+                    ..FilterChainMatch::default()
+                };
+                let filters = if way.http {
+                    vec![self.env.http(HttpSpec {
+                        stat_prefix: format!("inbound_{base}").into(),
+                        routes: RouteSource::Inline(Box::new(self.routes(port))),
+                        grpc_web: port.protocol == Protocol::GrpcWeb,
+                        tls: way.mtls || own.is_some(),
+                    })]
+                } else {
+                    self.env.tcp(TcpProxy::to(port.cluster.clone(), port.cluster.clone()))
+                };
+                let mut out = chain(format!("{base}{}", way.name), matches, filters);
+                out.tls = if way.mtls {
+                    let protocol = if way.http { Protocol::Http } else { Protocol::Tcp };
+                    Some(mesh_tls(self.request.index, protocol))
+                } else {
+                    own.clone()
+                };
+                out
+            })
+            .collect()
+    }
+
+    /// Everything goes to the application.
+    fn routes(&self, port: &Inbound<'_>) -> RouteConfig {
+        let mut forward = Forward::to(port.cluster.clone());
+        forward.timeout = Some(rule_parts::timeout(None));
+        forward.grpc_timeout_max = forward.timeout;
+        let policy = self.request.index.mesh().default_inbound_http_retry_policy.as_ref();
+        forward.retry = rule_parts::inbound_retry(policy);
+        let route = Route {
+            name: "default".into(),
+            matches: RouteMatch::any(),
+            action: Action::Forward(Box::new(forward)),
+            headers: HeaderOps::default(),
+            filter_overrides: vec![],
+            operation: format!("{}:{}/*", port.host, port.service_port).into(),
+            stat_prefix: "".into(),
+            origin: Origin::default(),
+            metadata: Metadata::new(),
+        };
+        let host = VirtualHost {
+            name: format!("inbound|http|{}", port.service_port).into(),
+            domains: vec!["*".into()],
+            routes: vec![route],
+            ..VirtualHost::default()
+        };
+        RouteConfig { name: port.cluster.clone(), virtual_hosts: vec![host], ..RouteConfig::default() }
+    }
+}
+
+/// A port that no service declares; 0: any.
+fn undeclared(number: u16) -> Inbound<'static> {
+    Inbound {
+        number,
+        service_port: number,
+        host: INBOUND_PASSTHROUGH_V4.into(),
+        protocol: Protocol::Auto,
+        cluster: INBOUND_PASSTHROUGH_V4.into(),
+        tls: None,
+    }
+}
+
+/// Ports that need no inspection, as ranges.
+fn without(ports: &BTreeMap<u16, (bool, bool)>, needs: impl Fn(&(bool, bool)) -> bool) -> PortRanges {
+    let mut out: PortRanges = Vec::new();
+    for (port, _) in ports.iter().filter(|(_, i)| !needs(i)) {
+        match out.last_mut() {
+            Some((_, end)) if u32::from(*end) + 1 == u32::from(*port) => *end = *port,
+            _ => out.push((*port, *port)),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_of_ports() {
+        let ports = [(80, false), (81, false), (83, true), (84, false)];
+        let ports = ports.map(|(p, needs)| (p, (needs, needs))).into();
+        assert_eq!(without(&ports, |i| i.0), [(80, 81), (84, 84)]);
+    }
+
+    #[test]
+    fn strict_leaves_no_way_in_cleartext() {
+        for protocol in [Protocol::Http, Protocol::Tcp, Protocol::Auto, Protocol::Grpc] {
+            assert!(ways(Mtls::Strict, protocol).iter().all(|w| w.mtls && w.transport == "tls"));
+            assert!(ways(Mtls::Disable, protocol).iter().all(|w| !w.mtls));
+            assert!(ways(Mtls::Permissive, protocol).iter().any(|w| w.mtls));
+        }
+    }
+}
