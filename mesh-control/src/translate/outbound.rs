@@ -221,7 +221,7 @@ impl<'a> Builder<'a, '_> {
             self.lock(&bind);
             return;
         }
-        for scoped in &egress.services {
+        for scoped in egress.services.iter() {
             let Some(port) = scoped.port(listen) else { continue };
             self.add(
                 egress,
@@ -253,7 +253,7 @@ impl<'a> Builder<'a, '_> {
         for slot in self.slots.values_mut() {
             slot.locked = true;
         }
-        for scoped in &egress.services {
+        for scoped in egress.services.iter() {
             let service = scoped.service.arc();
             if service.resolution == Resolution::Alias && self.request.index.alias_target(service).is_none() {
                 continue;
