@@ -4,9 +4,26 @@
 //! unless it stands in a table of fields without effect. Knows neither sockets nor the tables that the model is compiled into.
 //! Never panics, whatever the bytes.
 
+mod access_log;
+mod at;
+mod cluster;
+mod common;
+mod endpoint;
+mod http_filter;
+mod listener;
+mod rbac;
+mod route;
+mod tls;
+
 use std::fmt;
 
 use mesh_api::model;
+use mesh_api::xds::envoy;
+
+use at::At;
+
+pub use common::type_name;
+pub use tls::api_cluster;
 
 /// Why a resource is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,17 +49,14 @@ impl fmt::Display for ResourceError {
 /// Result of a conversion.
 pub type Result<T, E = ResourceError> = std::result::Result<T, E>;
 
-fn pending<T>(name: &str, bytes: &[u8]) -> Result<T> {
-    let message = format!("{} bytes are not understood", bytes.len());
-    Err(ResourceError { resource: name.to_owned(), path: String::new(), message })
-}
-
 /// Bytes of an `envoy.config.listener.v3.Listener`.
 ///
 /// # Errors
 /// When the bytes cannot be decoded, a value is invalid or something is asked for that does not exist here.
 pub fn listener(name: &str, bytes: &[u8]) -> Result<model::Listener> {
-    pending(name, bytes)
+    let at = At::resource(name);
+    let message: envoy::config::listener::v3::Listener = at.decode(bytes)?;
+    listener::listener(&at, &message)
 }
 
 /// Bytes of an `envoy.config.route.v3.RouteConfiguration`.
@@ -50,7 +64,9 @@ pub fn listener(name: &str, bytes: &[u8]) -> Result<model::Listener> {
 /// # Errors
 /// As [`listener`].
 pub fn route(name: &str, bytes: &[u8]) -> Result<model::RouteConfig> {
-    pending(name, bytes)
+    let at = At::resource(name);
+    let message: envoy::config::route::v3::RouteConfiguration = at.decode(bytes)?;
+    route::route_config(&at, &message, false)
 }
 
 /// Bytes of an `envoy.config.cluster.v3.Cluster`.
@@ -58,7 +74,9 @@ pub fn route(name: &str, bytes: &[u8]) -> Result<model::RouteConfig> {
 /// # Errors
 /// As [`listener`].
 pub fn cluster(name: &str, bytes: &[u8]) -> Result<model::Cluster> {
-    pending(name, bytes)
+    let at = At::resource(name);
+    let message: envoy::config::cluster::v3::Cluster = at.decode(bytes)?;
+    cluster::cluster(&at, &message)
 }
 
 /// Bytes of an `envoy.config.endpoint.v3.ClusterLoadAssignment`.
@@ -66,7 +84,9 @@ pub fn cluster(name: &str, bytes: &[u8]) -> Result<model::Cluster> {
 /// # Errors
 /// As [`listener`].
 pub fn endpoints(name: &str, bytes: &[u8]) -> Result<model::EndpointSet> {
-    pending(name, bytes)
+    let at = At::resource(name);
+    let message: envoy::config::endpoint::v3::ClusterLoadAssignment = at.decode(bytes)?;
+    endpoint::endpoint_set(&at, &message)
 }
 
 /// Bytes of an `envoy.extensions.transport_sockets.tls.v3.Secret`.
@@ -74,5 +94,7 @@ pub fn endpoints(name: &str, bytes: &[u8]) -> Result<model::EndpointSet> {
 /// # Errors
 /// As [`listener`].
 pub fn secret(name: &str, bytes: &[u8]) -> Result<model::Secret> {
-    pending(name, bytes)
+    let at = At::resource(name);
+    let message: envoy::extensions::transport_sockets::tls::v3::Secret = at.decode(bytes)?;
+    tls::secret(&at, &message)
 }

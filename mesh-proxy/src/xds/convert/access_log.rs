@@ -1,0 +1,236 @@
+//! Access logs and tracing.
+
+use std::path::PathBuf;
+
+use mesh_api::model::{
+    AccessLog, Comparison, CustomTag, Fraction, LogFilter, LogFormat, LogSink, Name, TagValue, TraceProvider, Tracing,
+};
+use mesh_api::xds::envoy::config::accesslog::v3 as proto;
+use mesh_api::xds::envoy::config::core::v3 as core;
+use mesh_api::xds::envoy::config::trace::v3 as trace;
+use mesh_api::xds::envoy::extensions::access_loggers as loggers;
+use mesh_api::xds::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager;
+use mesh_api::xds::envoy::r#type::tracing::v3 as tags;
+
+use super::Result;
+use super::at::At;
+use super::common::{duration_or, fraction, header_matcher, names, percent, structure, type_name, u32_or, unpack};
+
+/// Envoy's default line.
+const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
+    %RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \
+    \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \
+    \"%UPSTREAM_HOST%\"\n";
+
+pub fn access_logs(at: &At<'_>, all: &[proto::AccessLog]) -> Result<Vec<AccessLog>> {
+    all.iter().enumerate().map(|(i, log)| access_log(&at.item("access_log", i), log)).collect()
+}
+
+fn access_log(at: &At<'_>, log: &proto::AccessLog) -> Result<AccessLog> {
+    use proto::access_log::ConfigType::TypedConfig;
+    let filter = log.filter.as_ref().map(|f| log_filter(&at.field("filter"), f)).transpose()?;
+    let Some(TypedConfig(any)) = &log.config_type else { return at.refuse("has no typed_config") };
+    let at = at.field("typed_config");
+    let format = |f: LogFormat, path: &str| LogSink::File { path: PathBuf::from(path), format: f };
+    let sink = match type_name(any) {
+        "envoy.extensions.access_loggers.file.v3.FileAccessLog" => {
+            let config: loggers::file::v3::FileAccessLog = unpack(&at, any)?;
+            format(file_format(&at, &config)?, &config.path)
+        }
+        "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog" => {
+            use loggers::stream::v3::stdout_access_log::AccessLogFormat::LogFormat as F;
+            let config: loggers::stream::v3::StdoutAccessLog = unpack(&at, any)?;
+            let F(f) = match &config.access_log_format {
+                Some(f) => f,
+                None => {
+                    return Ok(AccessLog {
+                        sink: format(LogFormat::Text(DEFAULT_FORMAT.into()), "/dev/stdout"),
+                        filter,
+                    });
+                }
+            };
+            format(substitution(&at, f)?, "/dev/stdout")
+        }
+        "envoy.extensions.access_loggers.stream.v3.StderrAccessLog" => {
+            use loggers::stream::v3::stderr_access_log::AccessLogFormat::LogFormat as F;
+            let config: loggers::stream::v3::StderrAccessLog = unpack(&at, any)?;
+            let F(f) = match &config.access_log_format {
+                Some(f) => f,
+                None => {
+                    return Ok(AccessLog {
+                        sink: format(LogFormat::Text(DEFAULT_FORMAT.into()), "/dev/stderr"),
+                        filter,
+                    });
+                }
+            };
+            format(substitution(&at, f)?, "/dev/stderr")
+        }
+        other => return at.refuse(format!("access log {other} is not supported")),
+    };
+    Ok(AccessLog { sink, filter })
+}
+
+#[allow(deprecated)] // the older formats are still in static files
+fn file_format(at: &At<'_>, config: &loggers::file::v3::FileAccessLog) -> Result<LogFormat> {
+    use loggers::file::v3::file_access_log::AccessLogFormat as F;
+    Ok(match &config.access_log_format {
+        None => LogFormat::Text(DEFAULT_FORMAT.into()),
+        Some(F::Format(text)) => LogFormat::Text(text.as_str().into()),
+        Some(F::JsonFormat(s) | F::TypedJsonFormat(s)) => LogFormat::Json { fields: structure(s), omit_empty: false },
+        Some(F::LogFormat(f)) => substitution(&at.field("log_format"), f)?,
+    })
+}
+
+#[allow(deprecated)] // `text_format` is what most files say
+fn substitution(at: &At<'_>, f: &core::SubstitutionFormatString) -> Result<LogFormat> {
+    use core::data_source::Specifier as S;
+    use core::substitution_format_string::Format as F;
+    if let Some(formatter) = f.formatters.iter().find(|f| !f.name.contains("req_without_query")) {
+        return at.field("formatters").refuse(format!("{:?} is not supported", formatter.name));
+    }
+    Ok(match at.required(f.format.as_ref())? {
+        F::TextFormat(text) => LogFormat::Text(text.as_str().into()),
+        F::JsonFormat(s) => LogFormat::Json { fields: structure(s), omit_empty: f.omit_empty_values },
+        F::TextFormatSource(source) => match &source.specifier {
+            Some(S::InlineString(text)) => LogFormat::Text(text.as_str().into()),
+            Some(S::InlineBytes(bytes)) => LogFormat::Text(String::from_utf8_lossy(bytes).into()),
+            Some(S::Filename(path)) => {
+                let text = std::fs::read_to_string(path);
+                LogFormat::Text(text.map_err(|e| at.error(format!("{path} cannot be read: {e}")))?.into())
+            }
+            _ => return at.refuse("has no format"),
+        },
+    })
+}
+
+fn log_filter(at: &At<'_>, f: &proto::AccessLogFilter) -> Result<LogFilter> {
+    use proto::access_log_filter::FilterSpecifier as F;
+    let all = |filters: &[proto::AccessLogFilter]| {
+        filters.iter().enumerate().map(|(i, f)| log_filter(&at.item("filters", i), f)).collect::<Result<Vec<_>>>()
+    };
+    let comparison = |c: Option<&proto::ComparisonFilter>| {
+        use proto::comparison_filter::Op;
+        let c = at.required(c)?;
+        let op = match Op::try_from(c.op) {
+            Ok(Op::Eq) => Comparison::Eq,
+            Ok(Op::Ge) => Comparison::Ge,
+            Ok(Op::Le) => Comparison::Le,
+            _ => return at.refuse("has a comparison that is not supported"),
+        };
+        Ok((op, c.value.as_ref().map_or(0, |v| v.default_value)))
+    };
+    Ok(match at.required(f.filter_specifier.as_ref())? {
+        F::StatusCodeFilter(s) => {
+            let (op, value) = comparison(s.comparison.as_ref())?;
+            LogFilter::Status(op, value)
+        }
+        F::DurationFilter(d) => {
+            let (op, value) = comparison(d.comparison.as_ref())?;
+            LogFilter::Duration(op, value)
+        }
+        F::NotHealthCheckFilter(_) => LogFilter::NotHealthCheck,
+        F::RuntimeFilter(r) => LogFilter::Fraction(match &r.percent_sampled {
+            Some(f) => fraction(at, f)?,
+            None => Fraction(0),
+        }),
+        F::AndFilter(f) => LogFilter::And(all(&f.filters)?),
+        F::OrFilter(f) => LogFilter::Or(all(&f.filters)?),
+        F::HeaderFilter(h) => LogFilter::Header(header_matcher(at, at.required(h.header.as_ref())?)?),
+        F::ResponseFlagFilter(r) => LogFilter::ResponseFlag(names(&r.flags)),
+        F::GrpcStatusFilter(g) => LogFilter::GrpcStatus {
+            statuses: g.statuses.iter().filter_map(|s| u32::try_from(*s).ok()).collect(),
+            exclude: g.exclude,
+        },
+        F::ExtensionFilter(e) => {
+            use proto::extension_filter::ConfigType::TypedConfig;
+            match &e.config_type {
+                Some(TypedConfig(any)) if type_name(any).ends_with("cel.v3.ExpressionFilter") => {
+                    let config: loggers::filters::cel::v3::ExpressionFilter = unpack(at, any)?;
+                    LogFilter::Cel(config.expression.into())
+                }
+                _ => return at.refuse(format!("filter {:?} is not supported", e.name)),
+            }
+        }
+        F::TraceableFilter(_) | F::MetadataFilter(_) | F::LogTypeFilter(_) => {
+            return at.refuse("traceable, metadata and log type filters are not supported");
+        }
+    })
+}
+
+pub fn tracing(at: &At<'_>, t: &http_connection_manager::Tracing) -> Result<Tracing> {
+    let tags = t.custom_tags.iter().enumerate();
+    Ok(Tracing {
+        provider: t.provider.as_ref().map(|p| provider(&at.field("provider"), p)).transpose()?,
+        random_sampling: percent(t.random_sampling.as_ref(), 100.0),
+        client_sampling: percent(t.client_sampling.as_ref(), 100.0),
+        overall_sampling: percent(t.overall_sampling.as_ref(), 100.0),
+        tags: tags.map(|(i, tag)| custom_tag(&at.item("custom_tags", i), tag)).collect::<Result<_>>()?,
+        max_path_tag: u32_or(t.max_path_tag_length, 256),
+    })
+}
+
+fn custom_tag(at: &At<'_>, tag: &tags::CustomTag) -> Result<CustomTag> {
+    use tags::custom_tag::Type as T;
+    let name = |s: &String| Name::from(s.as_str());
+    let value = match at.required(tag.r#type.as_ref())? {
+        T::Literal(l) => TagValue::Literal(name(&l.value)),
+        T::Environment(e) => TagValue::Environment(name(&e.name), name(&e.default_value)),
+        T::RequestHeader(h) => TagValue::Header(h.name.to_ascii_lowercase().into(), name(&h.default_value)),
+        T::Value(text) => TagValue::Format(name(text)),
+        // Nothing here fills dynamic metadata: the tag never has a value.
+        T::Metadata(m) => TagValue::Literal(name(&m.default_value)),
+    };
+    Ok(CustomTag { tag: name(&tag.tag), value })
+}
+
+fn provider(at: &At<'_>, p: &trace::tracing::Http) -> Result<TraceProvider> {
+    use core::grpc_service::TargetSpecifier;
+    use core::http_uri::HttpUpstreamType;
+    use trace::tracing::http::ConfigType::TypedConfig;
+    let Some(TypedConfig(any)) = &p.config_type else { return at.refuse("has no typed_config") };
+    let at = at.field("typed_config");
+    let zero = std::time::Duration::ZERO;
+    match type_name(any) {
+        "envoy.config.trace.v3.OpenTelemetryConfig" => {
+            let config: trace::OpenTelemetryConfig = unpack(&at, any)?;
+            let service_name: Name = if config.service_name.is_empty() {
+                "unknown_service:envoy".into()
+            } else {
+                config.service_name.as_str().into()
+            };
+            if let Some(http) = &config.http_service {
+                let at = at.field("http_service.http_uri");
+                let uri = at.required(http.http_uri.as_ref())?;
+                let HttpUpstreamType::Cluster(cluster) = at.required(uri.http_upstream_type.as_ref())?;
+                return Ok(TraceProvider::OtlpHttp {
+                    cluster: cluster.as_str().into(),
+                    uri: uri.uri.as_str().into(),
+                    service_name,
+                    timeout: duration_or(&at, uri.timeout.as_ref(), zero)?,
+                });
+            }
+            let at = at.field("grpc_service");
+            let service = at.required(config.grpc_service.as_ref())?;
+            let Some(TargetSpecifier::EnvoyGrpc(grpc)) = &service.target_specifier else {
+                return at.refuse("only envoy_grpc is supported");
+            };
+            Ok(TraceProvider::OtlpGrpc {
+                cluster: grpc.cluster_name.as_str().into(),
+                authority: grpc.authority.as_str().into(),
+                service_name,
+                timeout: duration_or(&at, service.timeout.as_ref(), zero)?,
+            })
+        }
+        "envoy.config.trace.v3.ZipkinConfig" => {
+            let config: trace::ZipkinConfig = unpack(&at, any)?;
+            Ok(TraceProvider::Zipkin {
+                cluster: config.collector_cluster.as_str().into(),
+                path: config.collector_endpoint.as_str().into(),
+                hostname: config.collector_hostname.as_str().into(),
+                trace_id_128: config.trace_id_128bit,
+                shared_span: config.shared_span_context.is_none_or(|v| v.value),
+            })
+        }
+        other => at.refuse(format!("tracer {other} is not supported")),
+    }
+}

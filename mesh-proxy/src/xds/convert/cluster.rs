@@ -1,0 +1,431 @@
+//! Clusters.
+
+use std::time::Duration;
+
+use mesh_api::model::{
+    CircuitBreakers, Cluster, Discovery, DnsFamily, EndpointSet, HealthCheck, HealthCheckKind, HttpUpstream,
+    HttpVersionChoice, LbCommon, LbPolicy, OutlierDetection, SlowStart, TcpKeepalive, TlsMatch, ZoneAware,
+};
+use mesh_api::xds::envoy::config::cluster::v3 as proto;
+use mesh_api::xds::envoy::config::core::v3 as core;
+use mesh_api::xds::envoy::extensions::upstreams::http::v3 as upstreams;
+
+use super::Result;
+use super::at::At;
+use super::common::{
+    bool_or, duration, duration_opt, duration_or, metadata, percent, socket, structure, type_name, u32_or, unpack,
+};
+use super::endpoint::endpoint_set;
+use super::tls;
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+pub fn cluster(at: &At<'_>, c: &proto::Cluster) -> Result<Cluster> {
+    if c.name.is_empty() {
+        return at.field("name").refuse("is required");
+    }
+    let unsupported = [
+        ("lb_subset_config", c.lb_subset_config.is_some()),
+        ("filters", !c.filters.is_empty()),
+        ("transport_socket_matcher", c.transport_socket_matcher.is_some()),
+        ("load_balancing_policy", c.load_balancing_policy.is_some()),
+    ];
+    if let Some((field, _)) = unsupported.into_iter().find(|(_, set)| *set) {
+        return at.field(field).refuse("is not supported");
+    }
+    let mut out = Cluster::new(c.name.as_str(), discovery(at, c)?);
+    out.alt_stat_name = c.alt_stat_name.as_str().into();
+    out.connect_timeout =
+        duration_or(&at.field("connect_timeout"), c.connect_timeout.as_ref(), Duration::from_secs(5))?;
+    if out.connect_timeout.is_zero() {
+        return at.field("connect_timeout").refuse("must be above zero");
+    }
+    out.lb = lb_policy(at, c)?;
+    out.lb_common = lb_common(c.common_lb_config.as_ref());
+    out.circuit_breakers = circuit_breakers(&at.field("circuit_breakers"), c.circuit_breakers.as_ref())?;
+    out.outlier = c.outlier_detection.as_ref().map(|o| outlier(&at.field("outlier_detection"), o)).transpose()?;
+    let checks = c.health_checks.iter().enumerate();
+    out.health_checks = checks.map(|(i, h)| health_check(&at.item("health_checks", i), h)).collect::<Result<_>>()?;
+    if let Some(socket) = &c.transport_socket {
+        let socket = tls::upstream(&at.field("transport_socket"), socket)?;
+        out.tls = socket.tls;
+        out.proxy_protocol = socket.proxy_protocol;
+    }
+    for (i, entry) in c.transport_socket_matches.iter().enumerate() {
+        let (entry, proxy_protocol) = tls_match(&at.item("transport_socket_matches", i), entry)?;
+        out.proxy_protocol = out.proxy_protocol.or(proxy_protocol);
+        out.tls_matches.push(entry);
+    }
+    out.http = http_upstream(at, c)?;
+    let keepalive = c.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref());
+    out.tcp_keepalive = keepalive.map(tcp_keepalive);
+    if let Some(source) = c.upstream_bind_config.as_ref().and_then(|b| b.source_address.as_ref()) {
+        let at = at.field("upstream_bind_config.source_address");
+        let mesh_api::model::Address::Socket(address) = socket(&at, source)? else {
+            return at.refuse("is not an IP address");
+        };
+        out.bind_source = Some(address);
+    }
+    out.per_connection_buffer_limit = u32_or(c.per_connection_buffer_limit_bytes, 1 << 20);
+    out.dns_refresh = duration_or(&at.field("dns_refresh_rate"), c.dns_refresh_rate.as_ref(), Duration::from_secs(5))?;
+    out.respect_dns_ttl = c.respect_dns_ttl;
+    out.dns_family = match proto::cluster::DnsLookupFamily::try_from(c.dns_lookup_family) {
+        Ok(proto::cluster::DnsLookupFamily::Auto) => DnsFamily::Auto,
+        Ok(proto::cluster::DnsLookupFamily::V4Only) => DnsFamily::V4Only,
+        Ok(proto::cluster::DnsLookupFamily::V6Only) => DnsFamily::V6Only,
+        Ok(proto::cluster::DnsLookupFamily::V4Preferred) => DnsFamily::V4Preferred,
+        Ok(proto::cluster::DnsLookupFamily::All) => DnsFamily::All,
+        Err(_) => return at.field("dns_lookup_family").refuse("does not exist"),
+    };
+    let eds = c.eds_cluster_config.as_ref().and_then(|e| e.eds_config.as_ref());
+    let fetch = eds.and_then(|s| s.initial_fetch_timeout.as_ref());
+    out.eds_fetch_timeout = duration_or(&at.field("initial_fetch_timeout"), fetch, Duration::from_secs(15))?;
+    out.skip_warming = !bool_or(c.wait_for_warm_on_init, true);
+    out.close_on_health_failure = c.close_connections_on_host_health_failure;
+    (out.metadata, out.origin) = metadata(c.metadata.as_ref());
+    Ok(out)
+}
+
+fn discovery(at: &At<'_>, c: &proto::Cluster) -> Result<Discovery> {
+    use proto::cluster::{ClusterDiscoveryType, DiscoveryType, LbConfig};
+    let kind = match &c.cluster_discovery_type {
+        Some(ClusterDiscoveryType::Type(kind)) => DiscoveryType::try_from(*kind),
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            return at.field("cluster_type").refuse(format!("{:?} is not supported", custom.name));
+        }
+        None => Ok(DiscoveryType::Static),
+    };
+    let inline = || match &c.load_assignment {
+        Some(assignment) => endpoint_set(&at.field("load_assignment"), assignment),
+        None => Ok(EndpointSet::default()),
+    };
+    Ok(match kind {
+        Ok(DiscoveryType::Static) => Discovery::Static(inline()?),
+        Ok(DiscoveryType::StrictDns) => Discovery::StrictDns(inline()?),
+        Ok(DiscoveryType::LogicalDns) => Discovery::LogicalDns(inline()?),
+        Ok(DiscoveryType::Eds) => {
+            let service = c.eds_cluster_config.as_ref().map_or("", |e| e.service_name.as_str());
+            Discovery::Eds { service: if service.is_empty() { c.name.as_str() } else { service }.into() }
+        }
+        Ok(DiscoveryType::OriginalDst) => {
+            let config = match &c.lb_config {
+                Some(LbConfig::OriginalDstLbConfig(config)) => config.clone(),
+                _ => Default::default(),
+            };
+            let port = config.upstream_port_override.map(|p| super::common::port(at, p.value)).transpose()?;
+            Discovery::OriginalDst {
+                use_header: config.use_http_header,
+                port_override: port,
+                cleanup_interval: duration_or(at, c.cleanup_interval.as_ref(), Duration::from_secs(5))?,
+            }
+        }
+        Err(_) => return at.field("type").refuse("does not exist"),
+    })
+}
+
+fn slow_start(at: &At<'_>, config: Option<&proto::cluster::SlowStartConfig>) -> Result<Option<SlowStart>> {
+    let Some(config) = config else { return Ok(None) };
+    Ok(Some(SlowStart {
+        window: duration_or(&at.field("slow_start_window"), config.slow_start_window.as_ref(), Duration::ZERO)?,
+        aggression: config.aggression.as_ref().map_or(1.0, |a| a.default_value),
+        min_weight_percent: config.min_weight_percent.as_ref().map_or(10.0, |p| p.value),
+    }))
+}
+
+fn lb_policy(at: &At<'_>, c: &proto::Cluster) -> Result<LbPolicy> {
+    use proto::cluster::{LbConfig, LbPolicy as P};
+    Ok(match P::try_from(c.lb_policy) {
+        Ok(P::RoundRobin) => {
+            let config = match &c.lb_config {
+                Some(LbConfig::RoundRobinLbConfig(config)) => config.slow_start_config.as_ref(),
+                _ => None,
+            };
+            LbPolicy::RoundRobin { slow_start: slow_start(&at.field("round_robin_lb_config"), config)? }
+        }
+        Ok(P::LeastRequest) => {
+            let config = match &c.lb_config {
+                Some(LbConfig::LeastRequestLbConfig(config)) => config.clone(),
+                _ => Default::default(),
+            };
+            let at = at.field("least_request_lb_config");
+            LbPolicy::LeastRequest {
+                choices: u32_or(config.choice_count, 2).max(2),
+                active_request_bias: config.active_request_bias.as_ref().map_or(1.0, |b| b.default_value),
+                slow_start: slow_start(&at, config.slow_start_config.as_ref())?,
+            }
+        }
+        Ok(P::Random) => LbPolicy::Random,
+        Ok(P::RingHash) => {
+            let config = match &c.lb_config {
+                Some(LbConfig::RingHashLbConfig(config)) => *config,
+                _ => Default::default(),
+            };
+            let (minimum, maximum) = (
+                config.minimum_ring_size.map_or(1024, |v| v.value),
+                config.maximum_ring_size.map_or(8 << 20, |v| v.value),
+            );
+            if config.hash_function != 0 {
+                return at.field("ring_hash_lb_config.hash_function").refuse("only XX_HASH is supported");
+            }
+            if minimum > maximum || maximum > 8 << 20 {
+                return at.field("ring_hash_lb_config").refuse("ring sizes must be in order and 8,388,608 at most");
+            }
+            LbPolicy::RingHash { minimum, maximum }
+        }
+        Ok(P::Maglev) => {
+            let config = match &c.lb_config {
+                Some(LbConfig::MaglevLbConfig(config)) => *config,
+                _ => Default::default(),
+            };
+            let table_size = config.table_size.map_or(65_537, |v| v.value);
+            if table_size > 5_000_011 {
+                return at.field("maglev_lb_config.table_size").refuse("must be 5,000,011 at most");
+            }
+            LbPolicy::Maglev { table_size }
+        }
+        Ok(P::ClusterProvided) => LbPolicy::ClusterProvided,
+        _ => return at.field("lb_policy").refuse("is not supported"),
+    })
+}
+
+fn lb_common(config: Option<&proto::cluster::CommonLbConfig>) -> LbCommon {
+    use proto::cluster::common_lb_config::LocalityConfigSpecifier as L;
+    let Some(config) = config else { return LbCommon::default() };
+    let mut out = LbCommon {
+        panic_threshold: percent(config.healthy_panic_threshold.as_ref(), 50.0),
+        close_on_host_set_change: config.close_connections_on_host_set_change,
+        ..LbCommon::default()
+    };
+    match &config.locality_config_specifier {
+        Some(L::LocalityWeightedLbConfig(_)) => out.locality_weighted = true,
+        Some(L::ZoneAwareLbConfig(zone)) => {
+            let enabled = percent(zone.routing_enabled.as_ref(), 100.0);
+            out.fail_on_panic = zone.fail_traffic_on_panic;
+            // Zero percent is how `fail_traffic_on_panic` is said without zone awareness.
+            out.zone_aware = (enabled.0 > 0)
+                .then(|| ZoneAware { enabled, min_cluster_size: zone.min_cluster_size.map_or(6, |v| v.value) });
+        }
+        None => {}
+    }
+    let factor = config.consistent_hashing_lb_config.as_ref().and_then(|c| c.hash_balance_factor);
+    out.hash_balance_factor = u32_or(factor, 0);
+    out
+}
+
+fn circuit_breakers(at: &At<'_>, config: Option<&proto::CircuitBreakers>) -> Result<[CircuitBreakers; 2]> {
+    let mut both = [CircuitBreakers::default(); 2];
+    for (i, t) in config.map(|c| c.thresholds.as_slice()).unwrap_or_default().iter().enumerate() {
+        let index = usize::try_from(t.priority).ok();
+        let Some(limits) = index.and_then(|p| both.get_mut(p)) else {
+            return at.item("thresholds", i).refuse("has a priority that does not exist");
+        };
+        *limits = CircuitBreakers {
+            max_connections: u32_or(t.max_connections, limits.max_connections),
+            max_pending: u32_or(t.max_pending_requests, limits.max_pending),
+            max_requests: u32_or(t.max_requests, limits.max_requests),
+            max_retries: u32_or(t.max_retries, limits.max_retries),
+            retry_budget: t
+                .retry_budget
+                .as_ref()
+                .map(|b| (b.budget_percent.as_ref().map_or(20.0, |p| p.value), u32_or(b.min_retry_concurrency, 3))),
+            track_remaining: t.track_remaining,
+        };
+    }
+    Ok(both)
+}
+
+fn outlier(at: &At<'_>, o: &proto::OutlierDetection) -> Result<OutlierDetection> {
+    let default = OutlierDetection::default();
+    let base_ejection =
+        duration_or(&at.field("base_ejection_time"), o.base_ejection_time.as_ref(), default.base_ejection)?;
+    let success_enforcing = u32_or(o.enforcing_success_rate, 100);
+    let failure_enforcing = u32_or(o.enforcing_failure_percentage, 0);
+    Ok(OutlierDetection {
+        consecutive_5xx: u32_or(o.consecutive_5xx, default.consecutive_5xx),
+        consecutive_gateway: u32_or(o.consecutive_gateway_failure, default.consecutive_gateway),
+        consecutive_local_origin: u32_or(o.consecutive_local_origin_failure, default.consecutive_local_origin),
+        split_local_origin: o.split_external_local_origin_errors,
+        enforcing: [
+            u32_or(o.enforcing_consecutive_5xx, 100),
+            u32_or(o.enforcing_consecutive_gateway_failure, 0),
+            u32_or(o.enforcing_consecutive_local_origin_failure, 100),
+        ],
+        interval: duration_or(&at.field("interval"), o.interval.as_ref(), default.interval)?,
+        base_ejection,
+        max_ejection: duration_or(&at.field("max_ejection_time"), o.max_ejection_time.as_ref(), default.max_ejection)?
+            .max(base_ejection),
+        max_ejection_percent: u32_or(o.max_ejection_percent, default.max_ejection_percent),
+        max_jitter: duration_or(
+            &at.field("max_ejection_time_jitter"),
+            o.max_ejection_time_jitter.as_ref(),
+            default.max_jitter,
+        )?,
+        success_rate: (success_enforcing > 0).then(|| {
+            (
+                u32_or(o.success_rate_minimum_hosts, 5),
+                u32_or(o.success_rate_request_volume, 100),
+                u32_or(o.success_rate_stdev_factor, 1900),
+                success_enforcing,
+            )
+        }),
+        failure_percentage: (failure_enforcing > 0).then(|| {
+            (
+                u32_or(o.failure_percentage_threshold, 85),
+                u32_or(o.failure_percentage_minimum_hosts, 5),
+                u32_or(o.failure_percentage_request_volume, 50),
+                failure_enforcing,
+            )
+        }),
+        http_errors: vec![],
+    })
+}
+
+fn health_check(at: &At<'_>, h: &core::HealthCheck) -> Result<HealthCheck> {
+    use core::health_check::HealthChecker as K;
+    let kind = match at.required(h.health_checker.as_ref())? {
+        K::TcpHealthCheck(t) if t.send.is_none() && t.receive.is_empty() => HealthCheckKind::Tcp,
+        K::TcpHealthCheck(_) => return at.refuse("TCP health checks with payloads are not supported"),
+        K::HttpHealthCheck(http) => {
+            let range = |r: &mesh_api::xds::envoy::r#type::v3::Int64Range| {
+                let bound = |n: i64| u16::try_from(n).map_err(|_| at.error("has a status range that is not one"));
+                Ok((bound(r.start)?, bound(r.end)?))
+            };
+            HealthCheckKind::Http {
+                host: http.host.as_str().into(),
+                path: http.path.as_str().into(),
+                expected: http.expected_statuses.iter().map(range).collect::<Result<_>>()?,
+            }
+        }
+        K::GrpcHealthCheck(grpc) => HealthCheckKind::Grpc {
+            service: grpc.service_name.as_str().into(),
+            authority: grpc.authority.as_str().into(),
+        },
+        K::CustomHealthCheck(c) => return at.refuse(format!("health check {:?} is not supported", c.name)),
+    };
+    let needed = |field: &str, d: Option<&mesh_api::xds::google::protobuf::Duration>| {
+        let at = at.field(field);
+        duration(&at, at.required(d)?)
+    };
+    Ok(HealthCheck {
+        timeout: needed("timeout", h.timeout.as_ref())?,
+        interval: needed("interval", h.interval.as_ref())?,
+        unhealthy_threshold: u32_or(h.unhealthy_threshold, 1).max(1),
+        healthy_threshold: u32_or(h.healthy_threshold, 1).max(1),
+        kind,
+    })
+}
+
+fn tls_match(at: &At<'_>, entry: &proto::cluster::TransportSocketMatch) -> Result<(TlsMatch, Option<u8>)> {
+    let socket = tls::upstream(&at.field("transport_socket"), at.required(entry.transport_socket.as_ref())?)?;
+    let labels = entry.r#match.as_ref().map(structure).unwrap_or_default();
+    let labels = labels.as_object().into_iter().flatten();
+    let labels = labels.map(|(k, v)| (k.clone(), v.as_str().map_or_else(|| v.to_string(), str::to_owned)));
+    Ok((
+        TlsMatch { name: entry.name.as_str().into(), labels: labels.collect(), tls: socket.tls },
+        socket.proxy_protocol,
+    ))
+}
+
+fn tcp_keepalive(k: &core::TcpKeepalive) -> TcpKeepalive {
+    let seconds =
+        |v: Option<mesh_api::xds::google::protobuf::UInt32Value>| v.map(|v| Duration::from_secs(v.value.into()));
+    TcpKeepalive {
+        probes: k.keepalive_probes.map(|v| v.value),
+        time: seconds(k.keepalive_time),
+        interval: seconds(k.keepalive_interval),
+    }
+}
+
+#[allow(deprecated)] // the fields beside `typed_extension_protocol_options` are still in static files
+fn http_upstream(at: &At<'_>, c: &proto::Cluster) -> Result<HttpUpstream> {
+    let mut out = HttpUpstream {
+        max_requests_per_connection: c.max_requests_per_connection.map(|v| v.value),
+        ..HttpUpstream::default()
+    };
+    if let Some(http2) = &c.http2_protocol_options {
+        out.version = HttpVersionChoice::Http2;
+        http2_options(at, http2, &mut out)?;
+    }
+    if let Some(common) = &c.common_http_protocol_options {
+        common_options(&at.field("common_http_protocol_options"), common, &mut out)?;
+    }
+    if let Some(options) = &c.upstream_http_protocol_options {
+        out.auto_sni = options.auto_sni;
+        out.auto_san_validation = options.auto_san_validation;
+    }
+    for (name, any) in &c.typed_extension_protocol_options {
+        let at = at.field("typed_extension_protocol_options");
+        let at = at.field(name);
+        if type_name(any) != HTTP_OPTIONS {
+            return at.refuse(format!("{} is not supported", type_name(any)));
+        }
+        typed_options(&at, &unpack(&at, any)?, &mut out)?;
+    }
+    Ok(out)
+}
+
+fn typed_options(at: &At<'_>, options: &upstreams::HttpProtocolOptions, out: &mut HttpUpstream) -> Result<()> {
+    use upstreams::http_protocol_options::UpstreamProtocolOptions as U;
+    use upstreams::http_protocol_options::explicit_http_config::ProtocolConfig as P;
+    if !options.http_filters.is_empty() && options.http_filters.iter().any(|f| !f.name.contains("upstream_codec")) {
+        return at.field("http_filters").refuse("upstream filters are not supported");
+    }
+    if let Some(common) = &options.common_http_protocol_options {
+        common_options(&at.field("common_http_protocol_options"), common, out)?;
+    }
+    if let Some(names) = &options.upstream_http_protocol_options {
+        out.auto_sni = names.auto_sni;
+        out.auto_san_validation = names.auto_san_validation;
+    }
+    let http2 = match &options.upstream_protocol_options {
+        None => None,
+        Some(U::ExplicitHttpConfig(config)) => match &config.protocol_config {
+            Some(P::Http2ProtocolOptions(http2)) => {
+                out.version = HttpVersionChoice::Http2;
+                Some(http2)
+            }
+            Some(P::Http3ProtocolOptions(_)) => return at.refuse("HTTP/3 is not supported"),
+            Some(P::HttpProtocolOptions(_)) | None => {
+                out.version = HttpVersionChoice::Http1;
+                None
+            }
+        },
+        Some(U::UseDownstreamProtocolConfig(config)) => {
+            out.version = HttpVersionChoice::Downstream;
+            config.http2_protocol_options.as_ref()
+        }
+        Some(U::AutoConfig(config)) => {
+            out.version = HttpVersionChoice::Alpn;
+            config.http2_protocol_options.as_ref()
+        }
+    };
+    if let Some(http2) = http2 {
+        http2_options(at, http2, out)?;
+    }
+    Ok(())
+}
+
+fn common_options(at: &At<'_>, common: &core::HttpProtocolOptions, out: &mut HttpUpstream) -> Result<()> {
+    out.idle_timeout = duration_or(&at.field("idle_timeout"), common.idle_timeout.as_ref(), Duration::from_secs(3600))?;
+    out.max_connection_duration =
+        duration_opt(&at.field("max_connection_duration"), common.max_connection_duration.as_ref())?;
+    out.max_requests_per_connection =
+        common.max_requests_per_connection.map(|v| v.value).or(out.max_requests_per_connection);
+    Ok(())
+}
+
+fn http2_options(at: &At<'_>, http2: &core::Http2ProtocolOptions, out: &mut HttpUpstream) -> Result<()> {
+    out.max_concurrent_streams = http2.max_concurrent_streams.map(|v| v.value);
+    out.initial_stream_window = http2.initial_stream_window_size.map(|v| v.value);
+    out.initial_connection_window = http2.initial_connection_window_size.map(|v| v.value);
+    out.keepalive = keepalive(&at.field("connection_keepalive"), http2)?;
+    Ok(())
+}
+
+/// PING interval and timeout of HTTP/2.
+pub fn keepalive(at: &At<'_>, http2: &core::Http2ProtocolOptions) -> Result<Option<(Duration, Duration)>> {
+    let Some(keepalive) = &http2.connection_keepalive else { return Ok(None) };
+    let Some(interval) = duration_opt(&at.field("interval"), keepalive.interval.as_ref())? else { return Ok(None) };
+    let timeout = duration_or(&at.field("timeout"), keepalive.timeout.as_ref(), Duration::from_secs(20))?;
+    Ok(Some((interval, timeout)))
+}

@@ -1,0 +1,367 @@
+//! HTTP filters and their overrides by route.
+
+use std::time::Duration;
+
+use mesh_api::model::{
+    CorsPolicy, FaultAbort, FaultFilter, FilterOverride, Fraction, HashSource, HeaderMutation, HttpFilter,
+    HttpFilterKind, IstioStats, LocalRateLimit, PeerMetadata, RbacFilter, RouterFilter,
+};
+use mesh_api::xds::envoy::config::common::mutation_rules::v3 as mutation_rules;
+use mesh_api::xds::envoy::config::core::v3 as core;
+use mesh_api::xds::envoy::config::route::v3::FilterConfig;
+use mesh_api::xds::envoy::extensions::filters::http as filters;
+use mesh_api::xds::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use mesh_api::xds::envoy::extensions::http::stateful_session as sessions;
+use mesh_api::xds::google::protobuf::{Any, BoolValue};
+use serde_json::Value;
+
+use super::Result;
+use super::at::At;
+use super::common::{
+    bool_or, duration, duration_opt, fraction, header_matchers, header_value, lower, runtime_fraction, string_matchers,
+    type_name, typed_struct, u32_or, unpack,
+};
+use super::rbac::rbac;
+
+/// Filters of Istio's Envoy build and others that change nothing here: known, and left out.
+const WITHOUT_EFFECT: [&str; 4] = [
+    "istio.metadata_exchange",
+    "envoy.filters.http.set_filter_state",
+    "envoy.filters.http.wasm.stats",
+    "envoy.filters.http.upstream_codec",
+];
+
+/// `None`: an optional filter that is not known.
+pub fn http_filter(at: &At<'_>, f: &hcm::HttpFilter) -> Result<Option<HttpFilter>> {
+    use hcm::http_filter::ConfigType as C;
+    let kind = match &f.config_type {
+        Some(C::TypedConfig(any)) => kind(&at.field("typed_config"), &f.name, any)?,
+        Some(C::ConfigDiscovery(_)) => return at.refuse("filters by discovery (ECDS) are not supported"),
+        // Static files may name a filter and leave the configuration out.
+        None => kind_by_name(&f.name),
+    };
+    match kind {
+        Some(kind) => Ok(Some(HttpFilter { name: f.name.as_str().into(), kind, disabled: f.disabled })),
+        None if WITHOUT_EFFECT.contains(&f.name.as_str()) => Ok(None),
+        // What guards requests must not be left out.
+        None if f.is_optional && !guards(&f.name) => Ok(None),
+        None => {
+            let any = match &f.config_type {
+                Some(C::TypedConfig(any)) => type_name(any),
+                _ => "",
+            };
+            at.refuse(format!("filter {:?} ({any}) is not supported", f.name))
+        }
+    }
+}
+
+fn guards(name: &str) -> bool {
+    ["authz", "authn", "jwt", "rbac", "oauth", "basic_auth", "api_key", "csrf"].iter().any(|word| name.contains(word))
+}
+
+fn kind_by_name(name: &str) -> Option<HttpFilterKind> {
+    Some(match name {
+        "envoy.filters.http.router" => HttpFilterKind::Router(RouterFilter::default()),
+        "envoy.filters.http.cors" => HttpFilterKind::Cors,
+        "envoy.filters.http.grpc_web" => HttpFilterKind::GrpcWeb,
+        "istio.alpn" => HttpFilterKind::IstioAlpn,
+        "istio.stats" => HttpFilterKind::IstioStats(IstioStats::default()),
+        _ => return None,
+    })
+}
+
+fn kind(at: &At<'_>, name: &str, any: &Any) -> Result<Option<HttpFilterKind>> {
+    if let Some((inner, value)) = typed_struct(at, any)? {
+        return Ok(match inner.as_str() {
+            "stats.PluginConfig" => Some(HttpFilterKind::IstioStats(IstioStats { config: value })),
+            _ if name == "istio.stats" => Some(HttpFilterKind::IstioStats(IstioStats { config: value })),
+            _ => None,
+        });
+    }
+    Ok(Some(match type_name(any) {
+        "envoy.extensions.filters.http.router.v3.Router" => {
+            let config: filters::router::v3::Router = unpack(at, any)?;
+            HttpFilterKind::Router(RouterFilter { suppress_envoy_headers: config.suppress_envoy_headers })
+        }
+        "envoy.extensions.filters.http.rbac.v3.RBAC" => HttpFilterKind::Rbac(http_rbac(at, &unpack(at, any)?)?),
+        "envoy.extensions.filters.http.fault.v3.HTTPFault" => HttpFilterKind::Fault(fault(at, &unpack(at, any)?)?),
+        "envoy.extensions.filters.http.cors.v3.Cors" => HttpFilterKind::Cors,
+        "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => {
+            let config: filters::grpc_stats::v3::FilterConfig = unpack(at, any)?;
+            HttpFilterKind::GrpcStats { emit_filter_state: config.emit_filter_state }
+        }
+        "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb" => HttpFilterKind::GrpcWeb,
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
+            HttpFilterKind::LocalRateLimit(local_rate_limit(at, &unpack(at, any)?)?)
+        }
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => {
+            let config: filters::header_mutation::v3::HeaderMutation = unpack(at, any)?;
+            let (request, response) = mutations(at, config.mutations.as_ref())?;
+            HttpFilterKind::HeaderMutation { request, response }
+        }
+        "envoy.extensions.filters.http.health_check.v3.HealthCheck" => {
+            let config: filters::health_check::v3::HealthCheck = unpack(at, any)?;
+            if config.cache_time.is_some() || !config.cluster_min_healthy_percentages.is_empty() {
+                return at.refuse("caching and cluster health are not supported");
+            }
+            HttpFilterKind::HealthCheck {
+                pass_through: bool_or(config.pass_through_mode, false),
+                headers: header_matchers(at, "headers", &config.headers)?,
+            }
+        }
+        "envoy.extensions.filters.http.stateful_session.v3.StatefulSession" => {
+            HttpFilterKind::StatefulSession(session(at, &unpack(at, any)?)?)
+        }
+        "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => HttpFilterKind::IstioAlpn,
+        "stats.PluginConfig" => HttpFilterKind::IstioStats(stats(at, any)?),
+        "io.istio.http.peer_metadata.Config" => HttpFilterKind::PeerMetadata(peer_metadata(at, any)?),
+        _ => return Ok(None),
+    }))
+}
+
+/// Istio's `stats.PluginConfig`, as far as it matters here.
+pub fn stats(at: &At<'_>, any: &Any) -> Result<IstioStats> {
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct PluginConfig {
+        #[prost(bool, tag = "6")]
+        disable_host_header_fallback: bool,
+    }
+    let config: PluginConfig = at.decode(&any.value)?;
+    let mut object = serde_json::Map::new();
+    if config.disable_host_header_fallback {
+        object.insert("disable_host_header_fallback".to_owned(), Value::Bool(true));
+    }
+    Ok(IstioStats { config: Value::Object(object) })
+}
+
+fn peer_metadata(at: &At<'_>, any: &Any) -> Result<PeerMetadata> {
+    #[derive(Clone, Copy, PartialEq, prost::Message)]
+    struct Headers {
+        #[prost(bool, tag = "1")]
+        skip_external_clusters: bool,
+    }
+    #[derive(Clone, Copy, PartialEq, prost::Message)]
+    struct Discovery {
+        #[prost(message, optional, tag = "3")]
+        headers: Option<Headers>,
+    }
+    #[derive(Clone, Copy, PartialEq, prost::Message)]
+    struct Propagation {
+        #[prost(message, optional, tag = "1")]
+        headers: Option<Headers>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Config {
+        #[prost(message, repeated, tag = "1")]
+        downstream_discovery: Vec<Discovery>,
+        #[prost(message, repeated, tag = "2")]
+        upstream_discovery: Vec<Discovery>,
+        #[prost(message, repeated, tag = "3")]
+        downstream_propagation: Vec<Propagation>,
+        #[prost(message, repeated, tag = "4")]
+        upstream_propagation: Vec<Propagation>,
+    }
+    let config: Config = at.decode(&any.value)?;
+    let propagations = config.downstream_propagation.iter().chain(&config.upstream_propagation);
+    Ok(PeerMetadata {
+        downstream_discovery: config.downstream_discovery.iter().any(|d| d.headers.is_some()),
+        upstream_discovery: config.upstream_discovery.iter().any(|d| d.headers.is_some()),
+        downstream_propagation: config.downstream_propagation.iter().any(|p| p.headers.is_some()),
+        upstream_propagation: config.upstream_propagation.iter().any(|p| p.headers.is_some()),
+        skip_external: propagations.filter_map(|p| p.headers).any(|h| h.skip_external_clusters),
+    })
+}
+
+fn http_rbac(at: &At<'_>, f: &filters::rbac::v3::Rbac) -> Result<RbacFilter> {
+    if f.matcher.is_some() || f.shadow_matcher.is_some() {
+        return at.refuse("matchers are not supported, use rules");
+    }
+    Ok(RbacFilter {
+        stat_prefix: f.rules_stat_prefix.as_str().into(),
+        rules: f.rules.as_ref().map(|r| rbac(&at.field("rules"), r)).transpose()?,
+        shadow_rules: f.shadow_rules.as_ref().map(|r| rbac(&at.field("shadow_rules"), r)).transpose()?,
+        shadow_prefix: f.shadow_rules_stat_prefix.as_str().into(),
+    })
+}
+
+fn fault(at: &At<'_>, f: &filters::fault::v3::HttpFault) -> Result<FaultFilter> {
+    use filters::fault::v3::fault_abort::ErrorType;
+    use mesh_api::xds::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
+    if f.response_rate_limit.is_some() || !f.upstream_cluster.is_empty() || !f.downstream_nodes.is_empty() {
+        return at.refuse("rate limits, upstream_cluster and downstream_nodes of faults are not supported");
+    }
+    let share = |at: &At<'_>, p: Option<&mesh_api::xds::envoy::r#type::v3::FractionalPercent>| {
+        p.map_or(Ok(Fraction(0)), |p| fraction(at, p))
+    };
+    let delay = match &f.delay {
+        None => None,
+        Some(d) => {
+            let at = at.field("delay");
+            let Some(FaultDelaySecifier::FixedDelay(length)) = &d.fault_delay_secifier else {
+                return at.refuse("only fixed delays are supported");
+            };
+            Some((share(&at, d.percentage.as_ref())?, duration(&at.field("fixed_delay"), length)?))
+        }
+    };
+    let abort = match &f.abort {
+        None => None,
+        Some(a) => {
+            let at = at.field("abort");
+            let kind = match a.error_type {
+                Some(ErrorType::HttpStatus(status)) => match u16::try_from(status) {
+                    Ok(status @ 200..=599) => FaultAbort::Http(status),
+                    _ => return at.field("http_status").refuse("must be 200 to 599"),
+                },
+                Some(ErrorType::GrpcStatus(status)) => FaultAbort::Grpc(status),
+                _ => return at.refuse("aborts by header are not supported"),
+            };
+            Some((share(&at, a.percentage.as_ref())?, kind))
+        }
+    };
+    Ok(FaultFilter {
+        delay,
+        abort,
+        max_active: f.max_active_faults.map(|v| v.value),
+        headers: header_matchers(at, "headers", &f.headers)?,
+    })
+}
+
+fn cors(at: &At<'_>, p: &filters::cors::v3::CorsPolicy) -> Result<CorsPolicy> {
+    let flag = |v: Option<BoolValue>| v.map(|v| v.value);
+    Ok(CorsPolicy {
+        allow_origins: string_matchers(at, "allow_origin_string_match", &p.allow_origin_string_match)?,
+        allow_methods: p.allow_methods.as_str().into(),
+        allow_headers: p.allow_headers.as_str().into(),
+        expose_headers: p.expose_headers.as_str().into(),
+        max_age: p.max_age.as_str().into(),
+        allow_credentials: flag(p.allow_credentials),
+        enabled: p.filter_enabled.as_ref().map(|f| runtime_fraction(&at.field("filter_enabled"), f)).transpose()?,
+        forward_not_matching_preflights: flag(p.forward_not_matching_preflights),
+    })
+}
+
+fn local_rate_limit(at: &At<'_>, l: &filters::local_ratelimit::v3::LocalRateLimit) -> Result<LocalRateLimit> {
+    if !l.descriptors.is_empty() || l.local_rate_limit_per_downstream_connection {
+        return at.refuse("descriptors and limits by connection are not supported");
+    }
+    let bucket = at.field("token_bucket");
+    let b = bucket.required(l.token_bucket.as_ref())?;
+    let interval = bucket.field("fill_interval");
+    let interval = duration(&interval, interval.required(b.fill_interval.as_ref())?)?;
+    if interval < Duration::from_millis(50) {
+        return bucket.field("fill_interval").refuse("must be 50 ms at least");
+    }
+    let share = |field: &str, f: Option<&core::RuntimeFractionalPercent>| {
+        f.map_or(Ok(Fraction(0)), |f| runtime_fraction(&at.field(field), f))
+    };
+    let headers = l.response_headers_to_add.iter().enumerate();
+    let add = headers.map(|(i, h)| header_value(&at.item("response_headers_to_add", i), h)).collect::<Result<_>>()?;
+    let status = l.status.as_ref().map_or(429, |s| u16::try_from(s.code).unwrap_or(429));
+    Ok(LocalRateLimit {
+        stat_prefix: l.stat_prefix.as_str().into(),
+        max_tokens: b.max_tokens,
+        tokens_per_fill: u32_or(b.tokens_per_fill, 1),
+        fill_interval: interval,
+        enabled: share("filter_enabled", l.filter_enabled.as_ref())?,
+        enforced: share("filter_enforced", l.filter_enforced.as_ref())?,
+        // As Envoy: what is below 400 would not be a refusal.
+        status: if status < 400 { 429 } else { status },
+        response_headers: HeaderMutation { remove: vec![], add },
+    })
+}
+
+fn mutations(
+    at: &At<'_>,
+    m: Option<&filters::header_mutation::v3::Mutations>,
+) -> Result<(HeaderMutation, HeaderMutation)> {
+    let Some(m) = m else { return Ok(Default::default()) };
+    let one = |field: &str, all: &[mutation_rules::HeaderMutation]| {
+        use mutation_rules::header_mutation::Action as A;
+        let mut out = HeaderMutation::default();
+        for (i, mutation) in all.iter().enumerate() {
+            let at = at.item(field, i);
+            match at.required(mutation.action.as_ref())? {
+                A::Remove(name) => out.remove.extend(lower(std::slice::from_ref(name))),
+                A::Append(option) => out.add.push(header_value(&at, option)?),
+                A::RemoveOnMatch(_) => return at.refuse("remove_on_match is not supported"),
+            }
+        }
+        Ok(out)
+    };
+    Ok((
+        one("mutations.request_mutations", &m.request_mutations)?,
+        one("mutations.response_mutations", &m.response_mutations)?,
+    ))
+}
+
+fn session(at: &At<'_>, s: &filters::stateful_session::v3::StatefulSession) -> Result<Option<HashSource>> {
+    let Some(state) = &s.session_state else { return Ok(None) };
+    let at = at.field("session_state");
+    let any = at.required(state.typed_config.as_ref())?;
+    match type_name(any) {
+        "envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState" => {
+            let config: sessions::cookie::v3::CookieBasedSessionState = unpack(&at, any)?;
+            let cookie = at.required(config.cookie.as_ref())?;
+            Ok(Some(HashSource::Cookie {
+                name: cookie.name.as_str().into(),
+                ttl: duration_opt(&at.field("cookie.ttl"), cookie.ttl.as_ref())?,
+                path: cookie.path.as_str().into(),
+                attributes: vec![],
+            }))
+        }
+        "envoy.extensions.http.stateful_session.header.v3.HeaderBasedSessionState" => {
+            let config: sessions::header::v3::HeaderBasedSessionState = unpack(&at, any)?;
+            Ok(Some(HashSource::Header(config.name.to_ascii_lowercase().into())))
+        }
+        other => at.refuse(format!("{other} is not supported")),
+    }
+}
+
+/// A value of `typed_per_filter_config`; `None`: for a filter that is not known and may be left out.
+pub fn filter_override(at: &At<'_>, any: &Any) -> Result<Option<FilterOverride>> {
+    Ok(Some(match type_name(any) {
+        "envoy.config.route.v3.FilterConfig" => {
+            let config: FilterConfig = unpack(at, any)?;
+            if config.disabled {
+                return Ok(Some(FilterOverride::Disabled));
+            }
+            return match &config.config {
+                Some(inner) if type_name(inner) != "google.protobuf.Empty" => {
+                    let known = filter_override(at, inner);
+                    if config.is_optional && known.is_err() { Ok(None) } else { known }
+                }
+                _ => Ok(Some(FilterOverride::Enabled)),
+            };
+        }
+        "envoy.extensions.filters.http.cors.v3.CorsPolicy" => FilterOverride::Cors(cors(at, &unpack(at, any)?)?),
+        "envoy.extensions.filters.http.fault.v3.HTTPFault" => FilterOverride::Fault(fault(at, &unpack(at, any)?)?),
+        "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
+            let config: filters::rbac::v3::RbacPerRoute = unpack(at, any)?;
+            match &config.rbac {
+                Some(inner) => FilterOverride::Rbac(http_rbac(&at.field("rbac"), inner)?),
+                None => FilterOverride::Disabled,
+            }
+        }
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
+            FilterOverride::LocalRateLimit(local_rate_limit(at, &unpack(at, any)?)?)
+        }
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute" => {
+            let config: filters::header_mutation::v3::HeaderMutationPerRoute = unpack(at, any)?;
+            let (request, response) = mutations(at, config.mutations.as_ref())?;
+            FilterOverride::HeaderMutation { request, response }
+        }
+        "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute" => {
+            use filters::stateful_session::v3::stateful_session_per_route::Override as O;
+            let config: filters::stateful_session::v3::StatefulSessionPerRoute = unpack(at, any)?;
+            match at.required(config.r#override.as_ref())? {
+                O::Disabled(_) => FilterOverride::Disabled,
+                O::StatefulSession(s) => match session(at, s)? {
+                    Some(source) => FilterOverride::StatefulSession(source),
+                    None => FilterOverride::Disabled,
+                },
+            }
+        }
+        "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => FilterOverride::Enabled,
+        other => return at.refuse(format!("{other} is not supported")),
+    }))
+}
