@@ -351,4 +351,134 @@ mod tests {
             assert!(ways(Mtls::Permissive, protocol).iter().any(|w| w.mtls));
         }
     }
+
+    use mesh_api::model::NetworkFilter;
+
+    use super::super::{
+        filter_chain::Class,
+        policy::{Authorization, Subject},
+        telemetry::{TelemetryPlan, objects},
+        testing::World,
+    };
+    use crate::view::ProxyView;
+
+    const WORLD: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.1.0.1, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp, port: 5000}, {port: 7000}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: web-1, namespace: shop, labels: {app: web}}\nspec: {}\nstatus: {podIP: 10.0.0.1, phase: Running, conditions: [{type: Ready, status: 'True'}]}\n";
+
+    fn all(yaml: &str, view: impl FnOnce(&World) -> ProxyView) -> Vec<Listener> {
+        let world = World::new(&format!("{WORLD}{yaml}"));
+        let view = view(&world);
+        let plan = TelemetryPlan::of(world.index(), &view, &objects(world.index(), &view));
+        let subject = Subject { namespace: &view.namespace, labels: &view.labels, gateway: None };
+        let authorization = Authorization::of(world.index(), subject);
+        let authn = world.index().peer_authn(&view.namespace, &view.labels);
+        world.ask(&view, |r| {
+            let env = ChainEnv {
+                class: Class::Inbound,
+                native: true,
+                telemetry: &plan.server,
+                mesh: r.index.mesh(),
+                settings: &r.view.proxy_config,
+                authorization: Some(&authorization),
+            };
+            listeners(*r, &env, &authn)
+        })
+    }
+
+    /// Port, transport, first ALPN, TLS, HTTP or the cluster.
+    fn shape(l: &Listener) -> Vec<String> {
+        l.filter_chains
+            .iter()
+            .map(|c| {
+                let m = &c.matches;
+                let end = match c.filters.last().unwrap() {
+                    NetworkFilter::Http(_) => "http",
+                    _ => "tcp",
+                };
+                let port = m.destination_port.map_or_else(|| "*".to_owned(), |p| p.to_string());
+                let alpn = m.application_protocols.first().map_or("-", |a| &**a);
+                let tls = if c.tls.is_some() { "mtls" } else { "plain" };
+                format!("{port} {} {alpn} {tls} {end}", m.transport_protocol)
+            })
+            .collect()
+    }
+
+    fn captured(w: &World) -> ProxyView {
+        w.sidecar("10.0.0.1", "shop", &[])
+    }
+
+    #[test]
+    fn permissive_takes_both() {
+        let all = all("", captured);
+        assert_eq!(all.len(), 1);
+        assert_eq!(
+            shape(&all[0]),
+            [
+                "15006  - plain tcp",
+                "5000 tls istio-peer-exchange mtls tcp",
+                "5000 tls - plain tcp",
+                "5000 raw_buffer - plain tcp",
+                "7000 tls istio-http/1.0 mtls http",
+                "7000 raw_buffer http/1.1 plain http",
+                "7000 tls istio-peer-exchange mtls tcp",
+                "7000 raw_buffer - plain tcp",
+                "7000 tls - plain tcp",
+                "8080 tls istio-peer-exchange mtls http",
+                "8080 raw_buffer - plain http",
+                "* tls istio-http/1.0 mtls http",
+                "* raw_buffer http/1.1 plain http",
+                "* tls istio-peer-exchange mtls tcp",
+                "* raw_buffer - plain tcp",
+                "* tls - plain tcp",
+            ]
+        );
+        assert_eq!(
+            all[0].listener_filters,
+            [
+                ListenerFilter::OriginalDst,
+                ListenerFilter::TlsInspector { disabled_ports: vec![] },
+                ListenerFilter::HttpInspector { disabled_ports: vec![(5000, 5000), (8080, 8080)] },
+            ]
+        );
+        let names: std::collections::HashSet<_> = all[0].filter_chains.iter().map(|c| &c.name).collect();
+        assert_eq!(names.len(), all[0].filter_chains.len(), "names of chains are unique");
+    }
+
+    #[test]
+    fn strict_with_an_open_port() {
+        let yaml = "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: istio-system}\nspec: {mtls: {mode: STRICT}}\n---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: web, namespace: shop}\nspec: {selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {5000: {mode: DISABLE}, 9999: {mode: PERMISSIVE}}}\n";
+        let all = all(yaml, captured);
+        let shape = shape(&all[0]);
+        assert!(shape.contains(&"5000  - plain tcp".to_owned()));
+        assert!(shape.contains(&"8080 tls - mtls http".to_owned()));
+        assert!(shape.iter().any(|s| s.starts_with("9999 raw_buffer")), "a mode for an undeclared port");
+        assert!(!shape.iter().any(|s| s.starts_with("* raw_buffer") || s.starts_with("8080 raw_buffer")));
+    }
+
+    #[test]
+    fn ingress_listeners_bind_where_nothing_is_redirected() {
+        let yaml = "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: web, namespace: shop}\nspec: {ingress: [{port: {number: 8080, protocol: HTTP, name: http}, bind: 127.0.0.7, captureMode: NONE, defaultEndpoint: '127.0.0.1:18080'}, {port: {number: 9000, protocol: TCP, name: tcp}, defaultEndpoint: '127.0.0.1:19000'}], egress: [{hosts: ['./*']}]}\n";
+        let all = all(yaml, |w| w.explicit("10.0.0.1", "shop", &[]));
+        let names: Vec<&str> = all.iter().map(|l| &*l.name).collect();
+        assert_eq!(names, ["127.0.0.7_8080", "10.0.0.1_9000"]);
+        assert!(all.iter().all(|l| l.bind_to_port));
+        assert_eq!(shape(&all[0]), ["* tls istio-peer-exchange mtls http", "* raw_buffer - plain http"]);
+        let NetworkFilter::Http(m) = &all[0].filter_chains[0].filters[0] else { panic!() };
+        let RouteSource::Inline(routes) = &m.routes else { panic!() };
+        assert_eq!(&*routes.name, "inbound|8080||");
+        assert_eq!(&*routes.virtual_hosts[0].routes[0].operation, "web.shop.svc.cluster.local:80/*");
+        let none = super::tests::all("", |w| w.explicit("10.0.0.1", "shop", &[]));
+        assert!(none.is_empty(), "without ingress the application keeps its ports");
+    }
+
+    #[test]
+    fn policies_stand_on_http_and_tcp() {
+        let yaml = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\nspec: {action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}\n";
+        let all = all(yaml, captured);
+        let tcp = all[0].filter_chains.iter().find(|c| &*c.name == "0.0.0.0_5000").unwrap();
+        assert!(matches!(tcp.filters[0], NetworkFilter::Rbac(_)));
+        let http = all[0].filter_chains.iter().find(|c| &*c.name == "0.0.0.0_8080").unwrap();
+        let NetworkFilter::Http(m) = &http.filters[0] else { panic!() };
+        let names: Vec<&str> = m.filters.iter().map(|f| &*f.name).take(2).collect();
+        assert_eq!(names, ["envoy.filters.http.peer_metadata", "envoy.filters.http.rbac"]);
+    }
 }
