@@ -27,7 +27,8 @@ fn virtual_service(name: &str, spec: &str) -> String {
 
 fn listeners(yaml: &str) -> Vec<Listener> {
     let world = World::new(&format!("{SERVICES}{yaml}"));
-    let view = world.gateway("10.0.0.9", "infra", &[("istio", "ingress"), (super::super::gateway_api::GATEWAY_NAME, "gw")]);
+    let view =
+        world.gateway("10.0.0.9", "infra", &[("istio", "ingress"), (super::super::gateway_api::GATEWAY_NAME, "gw")]);
     let plan = TelemetryPlan::of(world.index(), &view, &objects(world.index(), &view));
     world.ask(&view, |r| {
         let env = ChainEnv {
@@ -44,7 +45,8 @@ fn listeners(yaml: &str) -> Vec<Listener> {
 
 fn routes(yaml: &str, name: &str) -> Option<RouteConfig> {
     let world = World::new(&format!("{SERVICES}{yaml}"));
-    let view = world.gateway("10.0.0.9", "infra", &[("istio", "ingress"), (super::super::gateway_api::GATEWAY_NAME, "gw")]);
+    let view =
+        world.gateway("10.0.0.9", "infra", &[("istio", "ingress"), (super::super::gateway_api::GATEWAY_NAME, "gw")]);
     world.ask(&view, |r| super::routes(*r, name))
 }
 
@@ -81,8 +83,13 @@ fn ends(chain: &FilterChain) -> String {
 
 #[test]
 fn servers_are_merged_by_port() {
-    let yaml = gateway("a", "[{port: {number: 80, name: http, protocol: HTTP}, hosts: [a.test]}, {port: {number: 443, name: https, protocol: HTTPS}, hosts: [a.test], tls: {mode: SIMPLE, credentialName: a}}]")
-        + &gateway("b", "[{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}, {port: {number: 443, name: https, protocol: HTTPS}, hosts: [b.test, a.test], tls: {mode: SIMPLE, credentialName: b}}, {port: {number: 443, name: h2, protocol: HTTPS}, hosts: [c.test], tls: {mode: MUTUAL, credentialName: c}}]");
+    let yaml = gateway(
+        "a",
+        "[{port: {number: 80, name: http, protocol: HTTP}, hosts: [a.test]}, {port: {number: 443, name: https, protocol: HTTPS}, hosts: [a.test], tls: {mode: SIMPLE, credentialName: a}}]",
+    ) + &gateway(
+        "b",
+        "[{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}, {port: {number: 443, name: https, protocol: HTTPS}, hosts: [b.test, a.test], tls: {mode: SIMPLE, credentialName: b}}, {port: {number: 443, name: h2, protocol: HTTPS}, hosts: [c.test], tls: {mode: MUTUAL, credentialName: c}}]",
+    );
     let all = listeners(&yaml);
     let names: Vec<&str> = all.iter().map(|l| &*l.name).collect();
     assert_eq!(names, ["0.0.0.0_80", "0.0.0.0_443"]);
@@ -93,7 +100,10 @@ fn servers_are_merged_by_port() {
     // The server with a host that another has is dropped as a whole.
     assert_eq!(
         tls,
-        [("a.test".to_owned(), "https.443.https.a.infra".to_owned()), ("c.test".to_owned(), "https.443.h2.b.infra".to_owned())]
+        [
+            ("a.test".to_owned(), "https.443.https.a.infra".to_owned()),
+            ("c.test".to_owned(), "https.443.h2.b.infra".to_owned())
+        ]
     );
     assert!(all[1].filter_chains[1].tls.as_ref().unwrap().require_client_certificate);
     let NetworkFilter::Http(m) = &all[0].filter_chains[0].filters[0] else { panic!() };
@@ -102,11 +112,22 @@ fn servers_are_merged_by_port() {
 
 #[test]
 fn virtual_services_of_one_host_are_merged_and_the_match_all_sinks() {
-    let yaml = gateway("gw1", "[{port: {number: 80, name: http, protocol: HTTP}, hosts: ['shop/*.test', 'bank/only.bank']}]")
-        + &virtual_service("a", "{hosts: [x.test], gateways: [infra/gw1], http: [{route: [{destination: {host: web}}]}]}")
-        + &virtual_service("b", "{hosts: [x.test, only.bank], gateways: [infra/gw1], http: [{match: [{uri: {prefix: /b}}], route: [{destination: {host: api.bank.svc.cluster.local, port: {number: 80}}}]}]}")
-        + &virtual_service("c", "{hosts: ['*'], gateways: [infra/gw1], http: [{match: [{gateways: [mesh]}], route: [{destination: {host: web}}]}, {directResponse: {status: 404}}]}")
-        + &virtual_service("d", "{hosts: [y.test], gateways: [other], http: [{route: [{destination: {host: web}}]}]}");
+    let yaml = gateway(
+        "gw1",
+        "[{port: {number: 80, name: http, protocol: HTTP}, hosts: ['shop/*.test', 'bank/only.bank']}]",
+    ) + &virtual_service(
+        "a",
+        "{hosts: [x.test], gateways: [infra/gw1], http: [{route: [{destination: {host: web}}]}]}",
+    ) + &virtual_service(
+        "b",
+        "{hosts: [x.test, only.bank], gateways: [infra/gw1], http: [{match: [{uri: {prefix: /b}}], route: [{destination: {host: api.bank.svc.cluster.local, port: {number: 80}}}]}]}",
+    ) + &virtual_service(
+        "c",
+        "{hosts: ['*'], gateways: [infra/gw1], http: [{match: [{gateways: [mesh]}], route: [{destination: {host: web}}]}, {directResponse: {status: 404}}]}",
+    ) + &virtual_service(
+        "d",
+        "{hosts: [y.test], gateways: [other], http: [{route: [{destination: {host: web}}]}]}",
+    );
     let c = routes(&yaml, "http.80").unwrap();
     let names: Vec<&str> = c.virtual_hosts.iter().map(|v| &*v.name).collect();
     assert_eq!(names, ["*.test:80", "x.test:80"]);
@@ -122,7 +143,10 @@ fn virtual_services_of_one_host_are_merged_and_the_match_all_sinks() {
 
 #[test]
 fn https_redirect_and_nothing_routed() {
-    let yaml = gateway("gw1", "[{port: {number: 80, name: http, protocol: HTTP}, hosts: [a.test], tls: {httpsRedirect: true}}]");
+    let yaml = gateway(
+        "gw1",
+        "[{port: {number: 80, name: http, protocol: HTTP}, hosts: [a.test], tls: {httpsRedirect: true}}]",
+    );
     let c = routes(&yaml, "http.80").unwrap();
     assert_eq!(host(&c, "a.test:80").require_tls, RequireTls::All);
     let yaml = gateway("gw1", "[{port: {number: 80, name: http, protocol: HTTP}, hosts: [a.test]}]");
@@ -142,14 +166,22 @@ fn listens_on_the_target_port_of_its_service() {
 
 #[test]
 fn tcp_and_tls_servers() {
-    let yaml = gateway("gw1", "[{port: {number: 5000, name: tcp, protocol: TCP}, hosts: ['*']}, {port: {number: 5001, name: tcp2, protocol: TCP}, hosts: ['*']}, {port: {number: 443, name: tls, protocol: TLS}, hosts: ['*.test'], tls: {mode: PASSTHROUGH}}, {port: {number: 444, name: tls-term, protocol: TLS}, hosts: [db.test], tls: {mode: SIMPLE, credentialName: db}}]")
-        + &virtual_service("t", "{hosts: ['*'], gateways: [infra/gw1], tcp: [{match: [{port: 5000}, {port: 444}], route: [{destination: {host: web, port: {number: 5000}}}]}], tls: [{match: [{port: 443, sniHosts: [a.test, b.other]}], route: [{destination: {host: web, port: {number: 80}}, weight: 1}, {destination: {host: api.bank.svc.cluster.local}, weight: 3}]}]}");
+    let yaml = gateway(
+        "gw1",
+        "[{port: {number: 5000, name: tcp, protocol: TCP}, hosts: ['*']}, {port: {number: 5001, name: tcp2, protocol: TCP}, hosts: ['*']}, {port: {number: 443, name: tls, protocol: TLS}, hosts: ['*.test'], tls: {mode: PASSTHROUGH}}, {port: {number: 444, name: tls-term, protocol: TLS}, hosts: [db.test], tls: {mode: SIMPLE, credentialName: db}}]",
+    ) + &virtual_service(
+        "t",
+        "{hosts: ['*'], gateways: [infra/gw1], tcp: [{match: [{port: 5000}, {port: 444}], route: [{destination: {host: web, port: {number: 5000}}}]}], tls: [{match: [{port: 443, sniHosts: [a.test, b.other]}], route: [{destination: {host: web, port: {number: 80}}, weight: 1}, {destination: {host: api.bank.svc.cluster.local}, weight: 3}]}]}",
+    );
     let all = listeners(&yaml);
     let names: Vec<&str> = all.iter().map(|l| &*l.name).collect();
     assert_eq!(names, ["0.0.0.0_443", "0.0.0.0_444", "0.0.0.0_5000"], "a server without a route has no listener");
     let chain = &all[0].filter_chains[0];
     assert_eq!((texts(&chain.matches.server_names), chain.tls.is_none()), (vec!["a.test"], true));
-    assert_eq!(ends(chain), "[(\"outbound|80||web.shop.svc.cluster.local\", 1), (\"outbound|80||api.bank.svc.cluster.local\", 3)]");
+    assert_eq!(
+        ends(chain),
+        "[(\"outbound|80||web.shop.svc.cluster.local\", 1), (\"outbound|80||api.bank.svc.cluster.local\", 3)]"
+    );
     assert!(all[1].filter_chains[0].tls.is_some());
     assert_eq!(ends(&all[2].filter_chains[0]), "[(\"outbound|5000||web.shop.svc.cluster.local\", 1)]");
 }
@@ -165,7 +197,10 @@ fn http_route(name: &str, spec: &str) -> String {
 #[test]
 fn http_routes_attach_to_listeners_that_admit_them() {
     let yaml = API.to_owned()
-        + &http_route("r", "hostnames: [x.a.test, own.test, other.test], rules: [{backendRefs: [{name: web, port: 80, weight: 9}, {name: web, port: 5000, weight: 1}]}]");
+        + &http_route(
+            "r",
+            "hostnames: [x.a.test, own.test, other.test], rules: [{backendRefs: [{name: web, port: 80, weight: 9}, {name: web, port: 5000, weight: 1}]}]",
+        );
     let all = listeners(&yaml);
     assert_eq!(ends(&all[0].filter_chains[0]), "http.80");
     assert_eq!(ends(&all[1].filter_chains[0]), "https.443.default.gw-istio-autogenerated-k8s-gateway-https.infra");
@@ -183,13 +218,21 @@ fn http_routes_attach_to_listeners_that_admit_them() {
 #[test]
 fn matches_go_by_precedence_over_all_routes() {
     let yaml = API.to_owned()
-        + &http_route("r1", "hostnames: [x.a.test], rules: [{matches: [{path: {value: /}}, {path: {value: /a}, method: GET}], backendRefs: [{name: web, port: 80}]}]")
-        + &http_route("r2", "hostnames: [x.a.test], rules: [{matches: [{path: {value: /a}, headers: [{name: X-V, value: v2}]}, {path: {type: Exact, value: /a}}, {path: {value: /a/b}}], backendRefs: [{name: web, port: 80}]}]");
+        + &http_route(
+            "r1",
+            "hostnames: [x.a.test], rules: [{matches: [{path: {value: /}}, {path: {value: /a}, method: GET}], backendRefs: [{name: web, port: 80}]}]",
+        )
+        + &http_route(
+            "r2",
+            "hostnames: [x.a.test], rules: [{matches: [{path: {value: /a}, headers: [{name: X-V, value: v2}]}, {path: {type: Exact, value: /a}}, {path: {value: /a/b}}], backendRefs: [{name: web, port: 80}]}]",
+        );
     let c = routes(&yaml, "http.80").unwrap();
     let order: Vec<String> = c.virtual_hosts[0]
         .routes
         .iter()
-        .map(|r| format!("{:?} {}", r.matches.path, r.matches.headers.iter().map(|h| &*h.name).collect::<Vec<_>>().join(",")))
+        .map(|r| {
+            format!("{:?} {}", r.matches.path, r.matches.headers.iter().map(|h| &*h.name).collect::<Vec<_>>().join(","))
+        })
         .collect();
     assert_eq!(
         order,
@@ -205,7 +248,10 @@ fn matches_go_by_precedence_over_all_routes() {
 
 #[test]
 fn backends_of_other_namespaces_need_a_grant_and_else_answer_500() {
-    let route = http_route("r", "hostnames: [x.a.test], rules: [{matches: [{path: {value: /api}}], backendRefs: [{name: api, namespace: bank, port: 80}]}, {matches: [{path: {value: /none}}], backendRefs: [{name: web, port: 80, weight: 0}]}]");
+    let route = http_route(
+        "r",
+        "hostnames: [x.a.test], rules: [{matches: [{path: {value: /api}}], backendRefs: [{name: api, namespace: bank, port: 80}]}, {matches: [{path: {value: /none}}], backendRefs: [{name: web, port: 80, weight: 0}]}]",
+    );
     let c = routes(&(API.to_owned() + &route), "http.80").unwrap();
     let [none, api] = c.virtual_hosts[0].routes.as_slice() else { panic!() };
     assert_eq!(none.action, Action::DirectResponse { status: 500, body: "".into() });
@@ -219,7 +265,10 @@ fn backends_of_other_namespaces_need_a_grant_and_else_answer_500() {
 fn filters_of_rules() {
     use mesh_api::model::{HostRewrite, PathRewrite, Redirect, RedirectPath};
     let yaml = API.to_owned()
-        + &http_route("r", "hostnames: [x.a.test], rules: [{matches: [{path: {value: /redirect}}], filters: [{type: RequestRedirect, requestRedirect: {scheme: https, path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]}, {matches: [{path: {value: /rewrite}}], timeouts: {request: 2s, backendRequest: 1s}, filters: [{type: URLRewrite, urlRewrite: {hostname: in.test, path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}}, {type: RequestMirror, requestMirror: {backendRef: {name: web, port: 5000}, percent: 50}}, {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: X-A, value: '1'}], remove: [X-B]}}, {type: CORS, cors: {allowOrigins: ['https://*.a.test']}}], backendRefs: [{name: web, port: 80}]}]");
+        + &http_route(
+            "r",
+            "hostnames: [x.a.test], rules: [{matches: [{path: {value: /redirect}}], filters: [{type: RequestRedirect, requestRedirect: {scheme: https, path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]}, {matches: [{path: {value: /rewrite}}], timeouts: {request: 2s, backendRequest: 1s}, filters: [{type: URLRewrite, urlRewrite: {hostname: in.test, path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}}, {type: RequestMirror, requestMirror: {backendRef: {name: web, port: 5000}, percent: 50}}, {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: X-A, value: '1'}], remove: [X-B]}}, {type: CORS, cors: {allowOrigins: ['https://*.a.test']}}], backendRefs: [{name: web, port: 80}]}]",
+        );
     let c = routes(&yaml, "http.80").unwrap();
     let [redirect, rewrite] = c.virtual_hosts[0].routes.as_slice() else { panic!() };
     let Action::Redirect(r) = &redirect.action else { panic!() };
@@ -237,7 +286,10 @@ fn filters_of_rules() {
     assert_eq!(f.host_rewrite, Some(HostRewrite::Literal("in.test".into())));
     assert_eq!(f.rewrite, Some(PathRewrite::Prefix("/new".into())));
     assert_eq!((f.timeout.unwrap().as_secs(), f.retry.as_ref().unwrap().per_try_timeout.unwrap().as_secs()), (2, 1));
-    assert_eq!((&*f.mirrors[0].cluster, f.mirrors[0].fraction.0), ("outbound|5000||web.shop.svc.cluster.local", 500_000));
+    assert_eq!(
+        (&*f.mirrors[0].cluster, f.mirrors[0].fraction.0),
+        ("outbound|5000||web.shop.svc.cluster.local", 500_000)
+    );
     assert_eq!(rewrite.headers.request.remove, ["x-b".into()]);
     assert_eq!(rewrite.filter_overrides.len(), 1);
 }
