@@ -1,0 +1,60 @@
+//! The Unix socket on which a local Envoy gets our secrets, keys included: for this user only.
+
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+};
+
+use anyhow::Context;
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+
+use crate::{tls::SecretStore, xds::services::sds};
+
+/// Serves the secrets of this process on a socket, until `stop` ends. What lay at the path before is replaced when it is
+/// a socket.
+///
+/// # Errors
+/// When the socket cannot be made, or the server fails.
+pub async fn serve_secrets(
+    path: &Path,
+    store: Arc<SecretStore>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let listener = bind(path).with_context(|| format!("socket {}", path.display()))?;
+    tracing::info!(target: "identity", "secrets are served on {}", path.display());
+    let result = tonic::transport::Server::builder()
+        .add_service(sds::service(store))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .await;
+    let _ = fs::remove_file(path);
+    Ok(result?)
+}
+
+/// Nobody else can connect at any moment: the socket is made in a folder of our own and moved when its mode is set.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket is there"));
+        }
+        _ => {}
+    }
+    let parent = path.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let private = parent.join(format!(".{name}.{}", std::process::id()));
+    let _ = fs::remove_dir_all(&private);
+    fs::DirBuilder::new().create(&private)?;
+    let made = (|| {
+        fs::set_permissions(&private, fs::Permissions::from_mode(0o700))?;
+        let first = private.join("s");
+        let listener = UnixListener::bind(&first)?;
+        fs::set_permissions(&first, fs::Permissions::from_mode(0o600))?;
+        fs::rename(&first, path)?;
+        Ok(listener)
+    })();
+    let _ = fs::remove_dir_all(&private);
+    made
+}
