@@ -138,7 +138,8 @@ mod tests {
 
     #[test]
     fn the_last_of_the_chain_is_the_bundle() {
-        let split = |parts: &[&str]| split(CertificateResponse { cert_chain: parts.iter().map(|p| (*p).into()).collect() });
+        let split =
+            |parts: &[&str]| split(CertificateResponse { cert_chain: parts.iter().map(|p| (*p).into()).collect() });
         let answer = split(&["leaf", "intermediate\n", "roots"]).unwrap();
         assert_eq!((&*answer.chain, &*answer.roots), ("leaf\nintermediate\n", "roots"));
         assert!(split(&["leaf"]).is_err());

@@ -342,7 +342,11 @@ mod tests {
         protocol.take(ask(&["default", "ROOTCA"], &second.nonce)).unwrap();
         assert_eq!(protocol.due().unwrap().resources.len(), 2);
         assert!(protocol.take(ask(&["kubernetes://secret"], "")).is_err());
-        assert!(protocol.take(DiscoveryRequest { type_url: TypeUrl::Cluster.as_str().into(), ..Default::default() }).is_err());
+        assert!(
+            protocol
+                .take(DiscoveryRequest { type_url: TypeUrl::Cluster.as_str().into(), ..Default::default() })
+                .is_err()
+        );
     }
 
     #[test]
@@ -363,7 +367,8 @@ mod tests {
         // Back after a lost connection: only what changed meanwhile.
         let mut back = Delta::new(store.clone());
         let mut request = subscribe(&["default", "ROOTCA"]);
-        request.initial_resource_versions = first.resources.iter().map(|r| (r.name.clone(), r.version.clone())).collect();
+        request.initial_resource_versions =
+            first.resources.iter().map(|r| (r.name.clone(), r.version.clone())).collect();
         back.take(request).unwrap();
         assert!(back.due().is_none());
         put(&store);
