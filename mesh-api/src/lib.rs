@@ -16,3 +16,5 @@ pub mod names;
 pub mod node;
 #[cfg(feature = "xds")]
 pub mod xds;
+#[cfg(any(feature = "crd", feature = "xds"))]
+pub mod yaml;

@@ -7,9 +7,14 @@ use std::{path::Path, time::Duration};
 
 use bytes::Bytes;
 use mesh_api::model;
+use mesh_api::xds::envoy::config::{bootstrap::v3 as proto, core::v3 as core, overload::v3 as overload};
+use mesh_api::xds::envoy::extensions::resource_monitors;
+use mesh_api::xds::google::protobuf;
+use mesh_api::xds::json;
+use prost::Message;
 use serde_json::{Map, Value};
 
-use crate::xds::convert::ResourceError;
+use crate::xds::convert::{self, ResourceError};
 
 /// What a bootstrap file says.
 #[derive(Debug, Clone, Default)]
@@ -134,6 +139,198 @@ impl Bootstrap {
     /// # Errors
     /// As [`Bootstrap::read`].
     pub fn parse(text: &str) -> Result<Self, BootstrapError> {
-        Err(BootstrapError::Syntax(format!("{} bytes are not understood", text.len())))
+        let wire = json::parse(text, "envoy.config.bootstrap.v3.Bootstrap")
+            .map_err(|e| BootstrapError::Syntax(e.to_string()))?;
+        let message = proto::Bootstrap::decode(&*wire).map_err(|e| BootstrapError::Syntax(e.to_string()))?;
+        let mut out = Self { wire: wire.into(), ..Self::default() };
+        if let Some(node) = &message.node {
+            out.node = read_node(node);
+        }
+        if let Some(address) = message.admin.as_ref().and_then(|a| a.address.as_ref()) {
+            out.admin = Some(convert::address("admin", address)?);
+        }
+        if let Some(fixed) = &message.static_resources {
+            out.listeners = all(&fixed.listeners, |l| &l.name, convert::listener)?;
+            out.clusters = all(&fixed.clusters, |c| &c.name, convert::cluster)?;
+            out.secrets = all(&fixed.secrets, |s| &s.name, convert::secret)?;
+        }
+        if let Some(dynamic) = &message.dynamic_resources {
+            out.ads = dynamic.ads_config.as_ref().map(read_ads).transpose()?;
+            out.lds = dynamic.lds_config.as_ref().map(|c| by_ads("lds_config", c)).transpose()?;
+            out.cds = dynamic.cds_config.as_ref().map(|c| by_ads("cds_config", c)).transpose()?;
+            if out.ads.is_none() && (out.lds.is_some() || out.cds.is_some()) {
+                return unsupported(
+                    "dynamic_resources.ads_config",
+                    "is required: listeners and clusters come over ADS",
+                );
+            }
+        }
+        if let Some(manager) = &message.overload_manager {
+            out.limits = read_limits(manager)?;
+        }
+        Ok(out)
+    }
+}
+
+fn unsupported<T>(path: &str, message: impl Into<String>) -> Result<T, BootstrapError> {
+    Err(BootstrapError::Unsupported { path: path.to_owned(), message: message.into() })
+}
+
+/// Converts resources with the same code that converts those of xDS.
+fn all<M: Message, T>(
+    messages: &[M],
+    name: impl Fn(&M) -> &String,
+    convert: impl Fn(&str, &[u8]) -> convert::Result<T>,
+) -> Result<Vec<StaticResource<T>>, BootstrapError> {
+    let mut out = Vec::with_capacity(messages.len());
+    for message in messages {
+        let wire: Bytes = message.encode_to_vec().into();
+        let name = name(message);
+        out.push(StaticResource { name: name.as_str().into(), value: convert(name, &wire)?, wire });
+    }
+    Ok(out)
+}
+
+fn read_node(node: &core::Node) -> Node {
+    let metadata = node.metadata.as_ref().map(convert::structure);
+    let place = node.locality.clone().unwrap_or_default();
+    Node {
+        id: node.id.clone(),
+        cluster: node.cluster.clone(),
+        metadata: match metadata {
+            Some(Value::Object(map)) => map,
+            _ => Map::new(),
+        },
+        locality: model::Locality {
+            region: place.region.into(),
+            zone: place.zone.into(),
+            sub_zone: place.sub_zone.into(),
+        },
+    }
+}
+
+fn read_ads(api: &core::ApiConfigSource) -> Result<AdsConfig, BootstrapError> {
+    use core::api_config_source::ApiType;
+    use core::grpc_service::TargetSpecifier;
+    const PATH: &str = "dynamic_resources.ads_config";
+    let delta = match ApiType::try_from(api.api_type) {
+        Ok(ApiType::Grpc) => false,
+        Ok(ApiType::DeltaGrpc) => true,
+        _ => return unsupported(PATH, "api_type must be GRPC or DELTA_GRPC"),
+    };
+    let service = api.grpc_services.first();
+    let Some(TargetSpecifier::EnvoyGrpc(grpc)) = service.and_then(|s| s.target_specifier.as_ref()) else {
+        return unsupported(PATH, "must name a cluster by grpc_services.envoy_grpc");
+    };
+    let metadata = service.map(|s| s.initial_metadata.as_slice()).unwrap_or_default();
+    Ok(AdsConfig {
+        delta,
+        cluster: grpc.cluster_name.as_str().into(),
+        authority: grpc.authority.as_str().into(),
+        initial_metadata: metadata.iter().map(|h| (h.key.as_str().into(), h.value.as_str().into())).collect(),
+        set_node_on_first_message_only: api.set_node_on_first_message_only,
+    })
+}
+
+fn by_ads(field: &str, source: &core::ConfigSource) -> Result<DynamicResources, BootstrapError> {
+    let path = format!("dynamic_resources.{field}");
+    if !matches!(source.config_source_specifier, Some(core::config_source::ConfigSourceSpecifier::Ads(_))) {
+        return unsupported(&path, "only ads is supported");
+    }
+    let timeout = source.initial_fetch_timeout.as_ref().map_or(Some(Duration::from_secs(15)), duration);
+    match timeout {
+        Some(initial_fetch_timeout) => Ok(DynamicResources { initial_fetch_timeout }),
+        None => unsupported(&path, "initial_fetch_timeout is not a duration of zero or more"),
+    }
+}
+
+fn duration(d: &protobuf::Duration) -> Option<Duration> {
+    Some(Duration::new(u64::try_from(d.seconds).ok()?, u32::try_from(d.nanos).ok()?))
+}
+
+fn read_limits(manager: &overload::OverloadManager) -> Result<Limits, BootstrapError> {
+    use overload::resource_monitor::ConfigType::TypedConfig;
+    let mut limits = Limits::default();
+    for monitor in &manager.resource_monitors {
+        let Some(TypedConfig(any)) = &monitor.config_type else { continue };
+        let broken = |e: prost::DecodeError| BootstrapError::Syntax(format!("overload_manager {}: {e}", monitor.name));
+        match convert::type_name(any) {
+            "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig" => {
+                let config = resource_monitors::downstream_connections::v3::DownstreamConnectionsConfig::decode(
+                    any.value.as_slice(),
+                )
+                .map_err(broken)?;
+                limits.max_downstream_connections = u64::try_from(config.max_active_downstream_connections).ok();
+            }
+            "envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig" => {
+                let config =
+                    resource_monitors::fixed_heap::v3::FixedHeapConfig::decode(any.value.as_slice()).map_err(broken)?;
+                limits.max_heap_bytes = Some(config.max_heap_size_bytes);
+            }
+            other => return unsupported("overload_manager.resource_monitors", format!("{other} is not supported")),
+        }
+    }
+    Ok(limits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "
+node: {id: n, cluster: c, metadata: {A: {B: 1}}, locality: {zone: z}}
+admin: {address: {socket_address: {address: 127.0.0.1, port_value: 9901}}}
+dynamic_resources:
+  ads_config:
+    api_type: DELTA_GRPC
+    grpc_services: [{envoy_grpc: {cluster_name: xds}, initial_metadata: [{key: a, value: b}]}]
+  cds_config: {ads: {}, initial_fetch_timeout: 0s}
+  lds_config: {ads: {}}
+layered_runtime: {layers: [{name: l, static_layer: {a: 1}}]}
+static_resources:
+  listeners:
+  - name: l
+    address: {socket_address: {address: 0.0.0.0, port_value: 80}}
+    filter_chains:
+    - filters:
+      - name: tcp
+        typed_config:
+          '@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+          stat_prefix: t
+          cluster: xds
+  clusters:
+  - name: xds
+    type: STATIC
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {http2_protocol_options: {}}
+    load_assignment:
+      cluster_name: xds
+      endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: /run/xds.sock}}}}]}]
+";
+
+    #[test]
+    fn reads_what_envoy_reads() {
+        let b = Bootstrap::parse(TEXT).unwrap();
+        assert_eq!((b.node.id.as_str(), &*b.node.locality.zone), ("n", "z"));
+        assert_eq!(b.node.metadata["A"], serde_json::json!({"B": 1}));
+        assert_eq!(b.admin.unwrap().to_string(), "127.0.0.1:9901");
+        let ads = b.ads.unwrap();
+        assert!(ads.delta && &*ads.cluster == "xds" && ads.initial_metadata.len() == 1);
+        assert_eq!(b.cds.unwrap().initial_fetch_timeout, Duration::ZERO);
+        assert_eq!(b.lds.unwrap().initial_fetch_timeout, Duration::from_secs(15));
+        assert_eq!(b.clusters[0].value.http.version, model::HttpVersionChoice::Http2);
+        assert_eq!(b.listeners[0].value.filter_chains.len(), 1);
+    }
+
+    #[test]
+    fn refusals_name_the_field() {
+        let error = |from: &str, to: &str| Bootstrap::parse(&TEXT.replace(from, to)).unwrap_err().to_string();
+        assert!(error("port_value: 80}", "port: 80}").contains("static_resources.listeners[0].address"));
+        let text =
+            error("type: STATIC", "type: STATIC\n    lb_policy: MAGLEV\n    maglev_lb_config: {table_size: 9999999}");
+        assert!(text.contains("maglev_lb_config.table_size"), "{text}");
+        assert!(error("api_type: DELTA_GRPC", "api_type: REST").contains("dynamic_resources.ads_config"));
     }
 }

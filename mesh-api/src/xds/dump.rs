@@ -3,6 +3,11 @@
 
 use std::time::SystemTime;
 
+use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage as _, SerializeOptions};
+use serde_json::{Map, Value, json};
+
+use super::json::{self, timestamp};
+
 /// What a `config_dump` shows. All byte fields are wire bytes of the message, without `Any` around it.
 #[derive(Debug, Clone, Default)]
 pub struct ConfigDump {
@@ -78,5 +83,267 @@ pub struct DumpQuery {
     /// `resource=dynamic_active_clusters` and the like: only this repeated field.
     pub resource: Option<String>,
     /// `name_regex`, applied to resource names.
-    pub name_regex: Option<String>,
+    pub name_regex: Option<regex::Regex>,
+}
+
+impl ConfigDump {
+    /// The JSON of `/config_dump`: one section a kind, in Envoy's order, filtered by the query.
+    pub fn render(&self, query: &DumpQuery) -> Value {
+        let pool = json::pool();
+        let keep = |name: &str| query.name_regex.as_ref().is_none_or(|r| r.is_match(name));
+        let mut sections = Vec::new();
+        if !self.bootstrap.is_empty() {
+            let mut section = section("BootstrapConfigDump");
+            section.insert("bootstrap".into(), message(&pool, "envoy.config.bootstrap.v3.Bootstrap", &self.bootstrap));
+            put_time(&mut section, self.started);
+            sections.push(section);
+        }
+        sections.push(self.clusters_section(&pool, &keep));
+        if query.include_eds {
+            sections.push(self.endpoints_section(&pool, &keep));
+        }
+        sections.push(self.listeners_section(&pool, &keep));
+        sections.push(self.routes_section(&pool, &keep));
+        sections.push(self.secrets_section(&pool, &keep));
+        if let Some(wanted) = &query.resource {
+            let configs = sections.iter().filter_map(|s| s.get(wanted)).filter_map(Value::as_array).flatten();
+            return json!({"configs": configs.collect::<Vec<_>>()});
+        }
+        json!({"configs": sections})
+    }
+
+    fn clusters_section(&self, pool: &DescriptorPool, keep: &dyn Fn(&str) -> bool) -> Map<String, Value> {
+        let mut out = section("ClustersConfigDump");
+        out.insert("version_info".into(), self.cds_version.clone().into());
+        let one = |e: &DumpEntry| entry(pool, "envoy.config.cluster.v3.Cluster", "cluster", e);
+        let pick =
+            |f: &dyn Fn(&DumpEntry) -> bool| list(self.clusters.iter().filter(|e| keep(&e.name) && f(e)).map(one));
+        out.insert("static_clusters".into(), pick(&|e| e.is_static));
+        out.insert("dynamic_active_clusters".into(), pick(&|e| !e.is_static && e.state == DumpState::Active));
+        out.insert("dynamic_warming_clusters".into(), pick(&|e| !e.is_static && e.state == DumpState::Warming));
+        out
+    }
+
+    fn endpoints_section(&self, pool: &DescriptorPool, keep: &dyn Fn(&str) -> bool) -> Map<String, Value> {
+        let kind = "envoy.config.endpoint.v3.ClusterLoadAssignment";
+        let mut out = section("EndpointsConfigDump");
+        for (name, is_static) in [("static_endpoint_configs", true), ("dynamic_endpoint_configs", false)] {
+            let members = self.endpoints.iter().filter(|e| keep(&e.name) && e.is_static == is_static);
+            out.insert(name.into(), list(members.map(|e| entry(pool, kind, "endpoint_config", e))));
+        }
+        out
+    }
+
+    fn listeners_section(&self, pool: &DescriptorPool, keep: &dyn Fn(&str) -> bool) -> Map<String, Value> {
+        let kind = "envoy.config.listener.v3.Listener";
+        let mut out = section("ListenersConfigDump");
+        out.insert("version_info".into(), self.lds_version.clone().into());
+        let (fixed, dynamic): (Vec<&DumpEntry>, Vec<&DumpEntry>) =
+            self.listeners.iter().filter(|e| keep(&e.name)).partition(|e| e.is_static);
+        out.insert("static_listeners".into(), list(fixed.into_iter().map(|e| entry(pool, kind, "listener", e))));
+        let dynamic = dynamic.into_iter().map(|e| {
+            let mut out = Map::new();
+            out.insert("name".into(), e.name.clone().into());
+            let state = match e.state {
+                DumpState::Active => "active_state",
+                DumpState::Warming => "warming_state",
+                DumpState::Draining => "draining_state",
+            };
+            if e.wire.is_some() {
+                let mut inner = entry(pool, kind, "listener", &DumpEntry { error: None, ..e.clone() });
+                if let Some(object) = inner.as_object_mut() {
+                    object.remove("client_status");
+                }
+                out.insert(state.into(), inner);
+            }
+            put_error(pool, kind, &mut out, e.error.as_ref());
+            Value::Object(out)
+        });
+        out.insert("dynamic_listeners".into(), list(dynamic));
+        out
+    }
+
+    fn routes_section(&self, pool: &DescriptorPool, keep: &dyn Fn(&str) -> bool) -> Map<String, Value> {
+        let kind = "envoy.config.route.v3.RouteConfiguration";
+        let mut out = section("RoutesConfigDump");
+        for (name, is_static) in [("static_route_configs", true), ("dynamic_route_configs", false)] {
+            let members = self.routes.iter().filter(|e| keep(&e.name) && e.is_static == is_static);
+            out.insert(name.into(), list(members.map(|e| entry(pool, kind, "route_config", e))));
+        }
+        out
+    }
+
+    fn secrets_section(&self, pool: &DescriptorPool, keep: &dyn Fn(&str) -> bool) -> Map<String, Value> {
+        let kind = "envoy.extensions.transport_sockets.tls.v3.Secret";
+        let mut out = section("SecretsConfigDump");
+        let one = |e: &DumpEntry| {
+            let mut value = entry(pool, kind, "secret", e);
+            if let Some(object) = value.as_object_mut() {
+                object.insert("name".into(), e.name.clone().into());
+            }
+            value
+        };
+        let pick =
+            |f: &dyn Fn(&DumpEntry) -> bool| list(self.secrets.iter().filter(|e| keep(&e.name) && f(e)).map(one));
+        out.insert("static_secrets".into(), pick(&|e| e.is_static));
+        out.insert("dynamic_active_secrets".into(), pick(&|e| !e.is_static && e.state != DumpState::Warming));
+        out.insert("dynamic_warming_secrets".into(), pick(&|e| !e.is_static && e.state == DumpState::Warming));
+        out
+    }
+}
+
+fn section(name: &str) -> Map<String, Value> {
+    let mut out = Map::new();
+    out.insert("@type".into(), format!("type.googleapis.com/envoy.admin.v3.{name}").into());
+    out
+}
+
+fn list(items: impl Iterator<Item = Value>) -> Value {
+    Value::Array(items.collect())
+}
+
+fn put_time(out: &mut Map<String, Value>, at: Option<SystemTime>) {
+    if let Some(at) = at {
+        out.insert("last_updated".into(), timestamp(at).into());
+    }
+}
+
+/// `version_info`, the resource under `field`, `last_updated`, `error_state`, `client_status`.
+fn entry(pool: &DescriptorPool, kind: &str, field: &str, e: &DumpEntry) -> Value {
+    let mut out = Map::new();
+    if !e.version.is_empty() {
+        out.insert("version_info".into(), e.version.clone().into());
+    }
+    if let Some(wire) = &e.wire {
+        out.insert(field.into(), typed_message(pool, kind, wire));
+    }
+    put_time(&mut out, e.updated);
+    put_error(pool, kind, &mut out, e.error.as_ref());
+    if !e.is_static {
+        let status = match (&e.error, &e.wire) {
+            (Some(_), _) => "NACKED",
+            (None, Some(_)) => "ACKED",
+            (None, None) => "REQUESTED",
+        };
+        out.insert("client_status".into(), status.into());
+    }
+    Value::Object(out)
+}
+
+fn put_error(pool: &DescriptorPool, kind: &str, out: &mut Map<String, Value>, error: Option<&DumpError>) {
+    let Some(error) = error else { return };
+    let mut state = Map::new();
+    if let Some(wire) = &error.wire {
+        state.insert("failed_configuration".into(), typed_message(pool, kind, wire));
+    }
+    if let Some(at) = error.at {
+        state.insert("last_update_attempt".into(), timestamp(at).into());
+    }
+    state.insert("details".into(), error.details.clone().into());
+    state.insert("version_info".into(), error.version.clone().into());
+    out.insert("error_state".into(), Value::Object(state));
+}
+
+/// A message as an expanded `Any`.
+fn typed_message(pool: &DescriptorPool, kind: &str, wire: &[u8]) -> Value {
+    let mut value = message(pool, kind, wire);
+    if let Some(object) = value.as_object_mut() {
+        object.insert("@type".into(), format!("type.googleapis.com/{kind}").into());
+    }
+    value
+}
+
+/// A message as JSON with Envoy's field names. What cannot be shown (a type that nobody described) is shown as bytes.
+fn message(pool: &DescriptorPool, kind: &str, wire: &[u8]) -> Value {
+    let decoded = pool.get_message_by_name(kind).and_then(|d| DynamicMessage::decode(d, wire).ok());
+    let options = SerializeOptions::new().use_proto_field_name(true).stringify_64_bit_integers(true);
+    let shown = decoded.and_then(|m| {
+        debug_assert_eq!(m.descriptor().full_name(), kind);
+        m.serialize_with_options(serde_json::value::Serializer, &options).ok()
+    });
+    let mut value = shown.unwrap_or_else(|| {
+        use std::fmt::Write as _;
+        let mut hex = String::with_capacity(wire.len() * 2);
+        for byte in wire {
+            // Writing into a String cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+        }
+        json!({"unknown_message_hex": hex})
+    });
+    redact(&mut value);
+    value
+}
+
+/// Private keys and passwords never leave, wherever they stand.
+fn redact(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for (key, inner) in map.iter_mut() {
+                if matches!(key.as_str(), "private_key" | "password" | "session_ticket_keys" | "generic_secret") {
+                    hide(inner);
+                } else {
+                    redact(inner);
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(redact),
+        _ => {}
+    }
+}
+
+fn hide(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for (key, inner) in map.iter_mut() {
+                match key.as_str() {
+                    // base64 of [redacted], as Envoy shows it
+                    "inline_bytes" => *inner = "W3JlZGFjdGVkXQ==".into(),
+                    "inline_string" => *inner = "[redacted]".into(),
+                    _ => hide(inner),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(hide),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use crate::xds::envoy::config::core::v3::{DataSource, data_source::Specifier};
+    use crate::xds::envoy::extensions::transport_sockets::tls::v3 as tls;
+
+    #[test]
+    fn keys_are_hidden_and_names_are_envoys() {
+        let inline =
+            |s: &str| DataSource { specifier: Some(Specifier::InlineString(s.to_owned())), ..DataSource::default() };
+        let certificate = tls::TlsCertificate {
+            certificate_chain: Some(inline("CERT")),
+            private_key: Some(inline("SECRET-KEY")),
+            ..tls::TlsCertificate::default()
+        };
+        let secret =
+            tls::Secret { name: "default".to_owned(), r#type: Some(tls::secret::Type::TlsCertificate(certificate)) };
+        let entry = DumpEntry {
+            name: "default".to_owned(),
+            version: "7".to_owned(),
+            wire: Some(secret.encode_to_vec().into()),
+            ..DumpEntry::default()
+        };
+        let dump = ConfigDump { secrets: vec![entry], ..ConfigDump::default() };
+        let text = dump.render(&DumpQuery::default()).to_string();
+        assert!(!text.contains("SECRET-KEY") && text.contains("[redacted]") && text.contains("CERT"), "{text}");
+        let only = DumpQuery { resource: Some("dynamic_active_secrets".to_owned()), ..DumpQuery::default() };
+        let value = dump.render(&only);
+        assert_eq!(
+            value["configs"][0]["secret"]["@type"],
+            "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+        );
+        assert_eq!(value["configs"][0]["version_info"], "7");
+        let none = DumpQuery { name_regex: Some(regex::Regex::new("^x$").unwrap()), ..only };
+        assert_eq!(dump.render(&none)["configs"], json!([]));
+    }
 }

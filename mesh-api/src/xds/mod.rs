@@ -1,6 +1,7 @@
 //! The only place that re-exports Envoy's protobuf types, and the resource types in make-before-break order.
 
 pub mod dump;
+pub mod json;
 
 pub use envoy_types::pb::envoy::service::discovery::v3 as discovery;
 pub use envoy_types::pb::{envoy, google, xds};

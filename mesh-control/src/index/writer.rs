@@ -225,7 +225,7 @@ impl IndexWriter {
     fn read_mesh(&mut self, dirty: &mut Dirty, out: &mut ChangeSet) {
         let (namespace, name, entry) = MESH_CONFIG;
         let text = self.index.config_map(namespace, name).and_then(|c| c.data.get(entry));
-        let mesh = match text.map(|t| serde_saphyr::from_str::<MeshConfig>(t)) {
+        let mesh = match text.map(|t| mesh_api::yaml::from_str::<MeshConfig>(t)) {
             None => MeshConfig::default(),
             Some(Ok(mesh)) => mesh,
             Some(Err(error)) => {

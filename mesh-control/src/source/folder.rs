@@ -73,7 +73,7 @@ impl Folder {
     /// Looks at everything; rereads files whose time or size changed.
     pub fn scan(&mut self) -> Vec<ObjectChange> {
         let mut found = BTreeSet::new();
-        walk(&self.root, &mut found, 0);
+        manifests_below(&self.root, &mut found);
         let gone: Vec<PathBuf> = self.files.keys().filter(|p| !found.contains(*p)).cloned().collect();
         let paths: Vec<PathBuf> = gone.into_iter().chain(found).collect();
         self.look(paths, false)
@@ -84,7 +84,7 @@ impl Folder {
         let mut all = BTreeSet::new();
         for path in paths {
             if path.is_dir() {
-                walk(&path, &mut all, 0);
+                manifests_below(&path, &mut all);
             }
             let below: Vec<PathBuf> = self.files.keys().filter(|p| p.starts_with(&path)).cloned().collect();
             all.extend(below);
@@ -223,8 +223,8 @@ impl Folder {
     }
 }
 
-/// Marks findings about one object in two places.
-const DUPLICATE: &str = "MESH0001";
+/// Code of findings about one object in two places.
+pub const DUPLICATE: &str = "MESH0001";
 
 /// Reads a file and keeps what was good of its former content where the new one is not.
 fn read_state(path: &Path, stamp: Option<(SystemTime, u64)>, hash: u64, old: &FileState) -> FileState {
@@ -313,6 +313,10 @@ fn fail_safe(path: &Path, key: &ObjectKey, reading: &Reading) -> Option<Arc<Obje
 }
 
 /// All manifests below a folder, symlinks followed, dot files and dot folders left out.
+pub fn manifests_below(folder: &Path, found: &mut BTreeSet<PathBuf>) {
+    walk(folder, found, 0);
+}
+
 fn walk(folder: &Path, found: &mut BTreeSet<PathBuf>, depth: u32) {
     /// Ends symlink loops.
     const MAX_DEPTH: u32 = 32;

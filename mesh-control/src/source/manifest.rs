@@ -76,7 +76,7 @@ fn documents<'a>(path: &Path, text: &'a str) -> Vec<Document<'a>> {
 }
 
 fn read_document(path: &Path, document: &Document<'_>, out: &mut Vec<Reading>) {
-    let value: Value = match serde_saphyr::from_str(document.text) {
+    let value: Value = match mesh_api::yaml::from_str(document.text) {
         Ok(value) => value,
         Err(error) => {
             let mut finding = Finding::error("", format!("does not parse: {}", first_line(&error.to_string())));
@@ -374,7 +374,7 @@ fn pod(value: &Value) -> core::Pod {
 /// Line and column of a field of an object in a file, for findings that are made after the file was read.
 pub fn locate(text: &str, path: &Path, key: &ObjectKey, field: &str) -> Option<(u32, u32)> {
     documents(path, text).into_iter().find_map(|document| {
-        let value: Value = serde_saphyr::from_str(document.text).ok()?;
+        let value: Value = mesh_api::yaml::from_str(document.text).ok()?;
         let locator = Locator::new(document.text, document.lines_before);
         let is_it = |value: &Value| matches!(header(value), Ok(Some((_, k, _))) if k == *key);
         if is_it(&value) {

@@ -20,6 +20,7 @@ use super::tls;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
+#[allow(deprecated)] // older fields are still in static files
 pub fn cluster(at: &At<'_>, c: &proto::Cluster) -> Result<Cluster> {
     if c.name.is_empty() {
         return at.field("name").refuse("is required");

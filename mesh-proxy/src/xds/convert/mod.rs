@@ -22,7 +22,7 @@ use mesh_api::xds::envoy;
 
 use at::At;
 
-pub use common::type_name;
+pub use common::{structure, type_name};
 pub use tls::api_cluster;
 
 /// Why a resource is refused.
@@ -97,4 +97,12 @@ pub fn secret(name: &str, bytes: &[u8]) -> Result<model::Secret> {
     let at = At::resource(name);
     let message: envoy::extensions::transport_sockets::tls::v3::Secret = at.decode(bytes)?;
     tls::secret(&at, &message)
+}
+
+/// An address outside of a resource, e.g. that of the admin server.
+///
+/// # Errors
+/// When it is not one that can be listened at.
+pub fn address(place: &str, address: &envoy::config::core::v3::Address) -> Result<model::Address> {
+    common::address(&At::resource(place), Some(address))
 }

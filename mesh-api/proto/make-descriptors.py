@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""Makes descriptors.bin: descriptors of the Envoy messages that appear in bootstrap files and in config dumps.
+
+    python3 -m venv .venv && .venv/bin/pip install protobuf
+    .venv/bin/python mesh-api/proto/make-descriptors.py
+
+Takes the descriptor set inside the envoy-types crate that Cargo.lock names, keeps the files that the roots below need,
+drops comments, and adds the few messages of Istio's own Envoy build that our control plane sends.
+"""
+
+import json
+import pathlib
+import subprocess
+
+from google.protobuf import descriptor_pb2 as pb
+
+HERE = pathlib.Path(__file__).parent
+ROOTS = """
+envoy/admin/v3/config_dump.proto
+envoy/admin/v3/config_dump_shared.proto
+envoy/config/bootstrap/v3/bootstrap.proto
+envoy/config/cluster/v3/cluster.proto
+envoy/config/endpoint/v3/endpoint.proto
+envoy/config/listener/v3/listener.proto
+envoy/config/rbac/v3/rbac.proto
+envoy/config/route/v3/route.proto
+envoy/config/trace/v3/opentelemetry.proto
+envoy/config/trace/v3/zipkin.proto
+envoy/extensions/access_loggers/file/v3/file.proto
+envoy/extensions/access_loggers/filters/cel/v3/cel.proto
+envoy/extensions/access_loggers/grpc/v3/als.proto
+envoy/extensions/access_loggers/open_telemetry/v3/logs_service.proto
+envoy/extensions/access_loggers/stream/v3/stream.proto
+envoy/extensions/clusters/original_dst/v3/original_dst.proto
+envoy/extensions/filters/http/cors/v3/cors.proto
+envoy/extensions/filters/http/fault/v3/fault.proto
+envoy/extensions/filters/http/grpc_stats/v3/config.proto
+envoy/extensions/filters/http/grpc_web/v3/grpc_web.proto
+envoy/extensions/filters/http/header_mutation/v3/header_mutation.proto
+envoy/extensions/filters/http/health_check/v3/health_check.proto
+envoy/extensions/filters/http/local_ratelimit/v3/local_rate_limit.proto
+envoy/extensions/filters/http/rbac/v3/rbac.proto
+envoy/extensions/filters/http/router/v3/router.proto
+envoy/extensions/filters/http/stateful_session/v3/stateful_session.proto
+envoy/extensions/filters/http/upstream_codec/v3/upstream_codec.proto
+envoy/extensions/filters/listener/http_inspector/v3/http_inspector.proto
+envoy/extensions/filters/listener/original_dst/v3/original_dst.proto
+envoy/extensions/filters/listener/proxy_protocol/v3/proxy_protocol.proto
+envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.proto
+envoy/extensions/filters/network/connection_limit/v3/connection_limit.proto
+envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto
+envoy/extensions/filters/network/rbac/v3/rbac.proto
+envoy/extensions/filters/network/set_filter_state/v3/set_filter_state.proto
+envoy/extensions/filters/network/sni_cluster/v3/sni_cluster.proto
+envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto
+envoy/extensions/http/stateful_session/cookie/v3/cookie.proto
+envoy/extensions/http/stateful_session/header/v3/header.proto
+envoy/extensions/network/dns_resolver/cares/v3/cares_dns_resolver.proto
+envoy/extensions/network/dns_resolver/getaddrinfo/v3/getaddrinfo_dns_resolver.proto
+envoy/extensions/path/match/uri_template/v3/uri_template_match.proto
+envoy/extensions/path/rewrite/uri_template/v3/uri_template_rewrite.proto
+envoy/extensions/resource_monitors/downstream_connections/v3/downstream_connections.proto
+envoy/extensions/resource_monitors/fixed_heap/v3/fixed_heap.proto
+envoy/extensions/retry/host/previous_hosts/v3/previous_hosts.proto
+envoy/extensions/retry/priority/previous_priorities/v3/previous_priorities_config.proto
+envoy/extensions/transport_sockets/proxy_protocol/v3/upstream_proxy_protocol.proto
+envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.proto
+envoy/extensions/transport_sockets/tls/v3/secret.proto
+envoy/extensions/transport_sockets/tls/v3/tls.proto
+envoy/extensions/transport_sockets/tls/v3/tls_spiffe_validator_config.proto
+envoy/extensions/upstreams/http/v3/http_protocol_options.proto
+google/protobuf/empty.proto
+""".split()
+
+
+def field(name, number, kind, label=pb.FieldDescriptorProto.LABEL_OPTIONAL, type_name=None):
+    return pb.FieldDescriptorProto(name=name, number=number, type=kind, label=label, type_name=type_name)
+
+
+def istio_files():
+    """Messages of Istio's Envoy build, as far as they are sent."""
+    boolean, string, message = (getattr(pb.FieldDescriptorProto, f"TYPE_{t}") for t in ("BOOL", "STRING", "MESSAGE"))
+    many = pb.FieldDescriptorProto.LABEL_REPEATED
+    stats = pb.FileDescriptorProto(name="istio/stats.proto", package="stats", syntax="proto3")
+    stats.message_type.add(name="PluginConfig", field=[field("disable_host_header_fallback", 6, boolean)])
+    alpn = pb.FileDescriptorProto(
+        name="istio/alpn.proto", package="istio.envoy.config.filter.http.alpn.v2alpha1", syntax="proto3")
+    alpn.message_type.add(name="FilterConfig")
+    exchange = pb.FileDescriptorProto(
+        name="istio/metadata_exchange.proto", package="envoy.tcp.metadataexchange.config", syntax="proto3")
+    exchange.message_type.add(name="MetadataExchange", field=[field("protocol", 1, string)])
+    peer = pb.FileDescriptorProto(
+        name="istio/peer_metadata.proto", package="io.istio.http.peer_metadata", syntax="proto3")
+    config = peer.message_type.add(name="Config")
+    prefix = ".io.istio.http.peer_metadata.Config."
+    config.nested_type.add(name="IstioHeaders", field=[field("skip_external_clusters", 1, boolean)])
+    headers = prefix + "IstioHeaders"
+    config.nested_type.add(name="DiscoveryMethod", field=[field("istio_headers", 3, message, type_name=headers)])
+    config.nested_type.add(name="PropagationMethod", field=[field("istio_headers", 1, message, type_name=headers)])
+    config.field.extend([
+        field("downstream_discovery", 1, message, many, prefix + "DiscoveryMethod"),
+        field("upstream_discovery", 2, message, many, prefix + "DiscoveryMethod"),
+        field("downstream_propagation", 3, message, many, prefix + "PropagationMethod"),
+        field("upstream_propagation", 4, message, many, prefix + "PropagationMethod"),
+    ])
+    return [stats, alpn, exchange, peer]
+
+
+def main():
+    metadata = json.loads(subprocess.check_output(["cargo", "metadata", "--format-version", "1"], cwd=HERE))
+    crate = next(p for p in metadata["packages"] if p["name"] == "envoy-types")
+    source = pathlib.Path(crate["manifest_path"]).parent / "src/generated/types.bin"
+    files = {f.name: f for f in pb.FileDescriptorSet.FromString(source.read_bytes()).file}
+    wanted, order = set(), []
+
+    def take(name):
+        if name in wanted:
+            return
+        wanted.add(name)
+        for dependency in files[name].dependency:
+            take(dependency)
+        order.append(name)
+
+    for root in ROOTS:
+        if root not in files:
+            raise SystemExit(f"{root} is not in the descriptor set of envoy-types")
+        take(root)
+    out = pb.FileDescriptorSet()
+    for name in order:
+        files[name].ClearField("source_code_info")
+        out.file.append(files[name])
+    out.file.extend(istio_files())
+    (HERE / "descriptors.bin").write_bytes(out.SerializeToString(deterministic=True))
+    print(f"{len(out.file)} files, {len(out.SerializeToString())} bytes")
+
+
+main()
