@@ -36,6 +36,9 @@ pub const HTTP_PROXY: &str = "http_proxy";
 /// The port whose hosts need no service behind them.
 const WEB: u16 = 80;
 
+/// Longest body of a fixed answer; Istio's limit. Envoy's own default refuses the whole table beyond 4 KiB.
+pub const MAX_DIRECT_RESPONSE: u32 = 1 << 20;
+
 /// Which requests a route configuration serves.
 struct Table<'a> {
     request: Request<'a>,
@@ -64,6 +67,7 @@ pub fn generate(request: Request<'_>, name: &str) -> Option<RouteConfig> {
         name: name.into(),
         virtual_hosts: hosts,
         ignore_port_in_host: table.port != 0,
+        max_direct_response_body: Some(MAX_DIRECT_RESPONSE),
         ..RouteConfig::default()
     })
 }
@@ -79,6 +83,7 @@ fn sniffed(request: Request<'_>, name: &str, host: &str, port: u16) -> Option<Ro
         name: name.into(),
         virtual_hosts: vec![found],
         ignore_port_in_host: true,
+        max_direct_response_body: Some(MAX_DIRECT_RESPONSE),
         ..RouteConfig::default()
     })
 }

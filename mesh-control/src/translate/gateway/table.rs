@@ -11,7 +11,7 @@ use super::{
         http_route::{self, Ranked, RouteEnv},
         lookups::Lookups,
         match_conditions::{Place, is_catch_all},
-        sidecar_routes::{domain_name, resolve},
+        sidecar_routes::{MAX_DIRECT_RESPONSE, domain_name, resolve},
         translator::Request,
         virtual_service::{RuleEnv, RuleOrigin, routes},
     },
@@ -71,7 +71,13 @@ fn table(request: Request<'_>, name: &str, listens: u16, servers: &[&Server]) ->
         out.push(VirtualHost { name, domains: vec!["*".into()], ..VirtualHost::default() });
     }
     out.sort_by(|a, b| a.name.cmp(&b.name));
-    RouteConfig { name: name.into(), virtual_hosts: out, ignore_port_in_host: true, ..RouteConfig::default() }
+    RouteConfig {
+        name: name.into(),
+        virtual_hosts: out,
+        ignore_port_in_host: true,
+        max_direct_response_body: Some(MAX_DIRECT_RESPONSE),
+        ..RouteConfig::default()
+    }
 }
 
 fn finish(host: &str, port: u16, h: Host) -> VirtualHost {
