@@ -38,6 +38,8 @@ pub mod virtual_service;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wide_tests;
 
 pub use self::{
     scope::{Egress, Scope, Scoped},

@@ -51,8 +51,8 @@ fn proxies_share_what_is_equal_and_keep_what_did_not_change() {
         world.translator.generate(world.index(), view, ty, name).unwrap()
     };
     let (one, two) = (
-        world.sidecar("10.0.0.21", "shop", &[("app", "a")]),
-        world.sidecar("10.0.0.22", "shop", &[("app", "b")]),
+        world.sidecar("10.0.0.21", "shop", &[("app", "a"), ("tier", "1")]),
+        world.sidecar("10.0.0.22", "shop", &[("app", "a"), ("tier", "2")]),
     );
     for (ty, name) in [(TypeUrl::Listener, "0.0.0.0_80"), (TypeUrl::Route, "80"), (TypeUrl::Listener, "10.1.0.1_5000")] {
         let (a, b) = (get(&world, &one, ty, name), get(&world, &two, ty, name));
@@ -63,7 +63,7 @@ fn proxies_share_what_is_equal_and_keep_what_did_not_change() {
     let after = [get(&world, &one, TypeUrl::Listener, "0.0.0.0_80"), get(&world, &one, TypeUrl::Route, "80")];
     assert!(std::sync::Arc::ptr_eq(&before[0], &after[0]), "the listener of the port stays");
     assert_ne!(before[1].hash(), after[1].hash(), "its routes do not");
-    world.apply("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: labels, namespace: shop}\nspec: {hosts: [more], http: [{match: [{sourceLabels: {app: a}}], directResponse: {status: 404}}, {route: [{destination: {host: more}}]}]}\n");
+    world.apply("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: labels, namespace: shop}\nspec: {hosts: [more], http: [{match: [{sourceLabels: {tier: '1'}}], directResponse: {status: 404}}, {route: [{destination: {host: more}}]}]}\n");
     let (a, b) = (get(&world, &one, TypeUrl::Route, "80"), get(&world, &two, TypeUrl::Route, "80"));
     assert_ne!(a.hash(), b.hash(), "labels that rules ask for tell clients apart");
 }
