@@ -5,10 +5,7 @@ use mesh_api::xds::TypeUrl;
 use mesh_proxy::xds::convert;
 
 use super::testing::World;
-use crate::{
-    view::ProxyView,
-    xds::generator::Generator,
-};
+use crate::{view::ProxyView, xds::generator::Generator};
 
 const WIDE: &str = include_str!("../../testdata/wide/in.yaml");
 
@@ -54,7 +51,8 @@ fn proxies_share_what_is_equal_and_keep_what_did_not_change() {
         world.sidecar("10.0.0.21", "shop", &[("app", "a"), ("tier", "1")]),
         world.sidecar("10.0.0.22", "shop", &[("app", "a"), ("tier", "2")]),
     );
-    for (ty, name) in [(TypeUrl::Listener, "0.0.0.0_80"), (TypeUrl::Route, "80"), (TypeUrl::Listener, "10.1.0.1_5000")] {
+    for (ty, name) in [(TypeUrl::Listener, "0.0.0.0_80"), (TypeUrl::Route, "80"), (TypeUrl::Listener, "10.1.0.1_5000")]
+    {
         let (a, b) = (get(&world, &one, ty, name), get(&world, &two, ty, name));
         assert!(std::sync::Arc::ptr_eq(&a, &b), "{name} is one for both");
     }
