@@ -35,7 +35,7 @@ struct Counts {
 }
 
 /// What is in use, and the limits. Successive versions of a cluster share what is in use.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Circuit {
     limits: [CircuitBreakers; 2],
     counts: Arc<[Counts; 2]>,

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -57,6 +57,17 @@ pub enum Health {
 }
 
 impl Endpoint {
+    /// An endpoint of a cluster. As long as one with this state lives, the state counts as in use.
+    pub fn new(
+        config: model::Endpoint,
+        locality: Arc<Locality>,
+        priority: u32,
+        tls: Option<Arc<ClientTls>>,
+        state: Arc<EndpointState>,
+    ) -> Arc<Self> {
+        state.users.fetch_add(1, Relaxed);
+        Arc::new(Self { config, locality, priority, tls, state })
+    }
     /// The address for logs; `None` for Unix sockets and unresolved names.
     pub fn socket_addr(&self) -> Option<SocketAddr> {
         match &self.config.address {
@@ -134,6 +145,12 @@ impl Endpoint {
     }
 }
 
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.state.users.fetch_sub(1, Relaxed);
+    }
+}
+
 /// Bits of an endpoint's health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -160,9 +177,11 @@ pub struct EndpointState {
     /// Addresses of a host name (logical DNS).
     pub(super) resolved: ArcSwap<Vec<SocketAddr>>,
     /// HTTP version that ALPN chose last: 0 unknown, 1, 2.
-    pub(super) negotiated: AtomicU8,
+    negotiated: AtomicU8,
     flags: AtomicU32,
     removed: AtomicBool,
+    /// [`Endpoint`] values with this state.
+    users: AtomicUsize,
     created: Instant,
     healthy_since_ms: AtomicU64,
     /// Counts up whenever all connections are to be closed.
@@ -182,6 +201,7 @@ impl EndpointState {
             negotiated: AtomicU8::new(0),
             flags: AtomicU32::new(0),
             removed: AtomicBool::new(false),
+            users: AtomicUsize::new(0),
             created: Instant::now(),
             healthy_since_ms: AtomicU64::new(0),
             close: watch::Sender::new(0),
@@ -211,7 +231,7 @@ impl EndpointState {
     }
     /// The address is in no endpoint set any more: pools let go of its connections once they are idle.
     pub fn is_removed(&self) -> bool {
-        self.removed.load(Relaxed)
+        self.removed.load(Relaxed) || self.users.load(Relaxed) == 0
     }
     pub(super) fn set_removed(&self, on: bool) {
         self.removed.store(on, Relaxed);
@@ -228,6 +248,13 @@ impl EndpointState {
                 std::future::pending::<()>().await;
             }
         }
+    }
+    /// HTTP version that ALPN chose last: 0 unknown, 1, 2.
+    pub(super) fn negotiated(&self) -> u8 {
+        self.negotiated.load(Relaxed)
+    }
+    pub(super) fn set_negotiated(&self, version: u8) {
+        self.negotiated.store(version, Relaxed);
     }
     /// How often connections were closed: a connection remembers the number at its birth.
     pub(super) fn close_count(&self) -> u64 {
@@ -247,7 +274,7 @@ pub(super) mod tests {
     pub(in crate::upstream) fn endpoint(port: u16, weight: u32) -> Arc<Endpoint> {
         let mut config = model::Endpoint::at(Address::Socket(([127, 0, 0, 1], port).into()));
         config.weight = weight;
-        Arc::new(Endpoint { config, locality: Arc::default(), priority: 0, tls: None, state: EndpointState::new() })
+        Endpoint::new(config, Arc::default(), 0, None, EndpointState::new())
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,10 +9,15 @@ pub mod balance;
 pub mod circuit;
 pub mod cluster;
 pub mod connect;
+mod dns;
 pub mod endpoint;
 pub mod error;
+mod health;
+mod members;
+mod original_dst;
 pub mod outlier;
 pub mod pool;
+mod proxy_header;
 pub mod stats;
 
 pub use balance::{LbContext, Random};

@@ -66,19 +66,31 @@ impl http_body::Body for Incoming {
 }
 
 /// One end of a tunnel that begins as soon as the head of the answer is written (downstream) or was read (upstream).
-pub struct PendingTunnel(hyper::upgrade::OnUpgrade);
+pub struct PendingTunnel {
+    on: hyper::upgrade::OnUpgrade,
+    guard: Guard,
+}
+
+/// Something that lives exactly as long as a tunnel.
+type Guard = Option<Box<dyn std::any::Any>>;
 
 impl PendingTunnel {
     /// From the codec's handle.
     pub fn new(on: hyper::upgrade::OnUpgrade) -> Self {
-        Self(on)
+        Self { on, guard: None }
+    }
+    /// The same; `guard` is dropped when the tunnel ends.
+    #[must_use]
+    pub fn guarded(self, guard: impl std::any::Any) -> Self {
+        Self { guard: Some(Box::new(guard)), ..self }
     }
     /// Waits for the tunnel to begin.
     ///
     /// # Errors
     /// When the connection ends before.
     pub async fn open(self) -> Result<Tunnel, BodyError> {
-        self.0.await.map(|io| Tunnel(TokioIo::new(io))).map_err(|e| body_error(&e))
+        let io = self.on.await.map_err(|e| body_error(&e))?;
+        Ok(Tunnel { io: TokioIo::new(io), _guard: self.guard })
     }
 }
 
@@ -89,23 +101,31 @@ impl fmt::Debug for PendingTunnel {
 }
 
 /// Bytes of an upgraded connection or a CONNECT stream.
-#[derive(Debug)]
-pub struct Tunnel(TokioIo<hyper::upgrade::Upgraded>);
+pub struct Tunnel {
+    io: TokioIo<hyper::upgrade::Upgraded>,
+    _guard: Guard,
+}
+
+impl fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tunnel")
+    }
+}
 
 impl AsyncRead for Tunnel {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_read(cx, buf)
+        Pin::new(&mut self.get_mut().io).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Tunnel {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().0).poll_write(cx, buf)
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_flush(cx)
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
     }
 }

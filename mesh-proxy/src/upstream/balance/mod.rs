@@ -39,6 +39,16 @@ impl Random for crate::runtime::Rng {
     }
 }
 
+/// Random numbers of the thread, for what happens too rarely to be handed a worker's.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ThreadRandom;
+
+impl Random for ThreadRandom {
+    fn next_u64(&self) -> u64 {
+        rand::random()
+    }
+}
+
 /// Uniform in `0..n` as an index.
 pub(super) fn index(random: &impl Random, n: usize) -> usize {
     usize::try_from(random.below(n as u64)).unwrap_or(0)

@@ -387,13 +387,7 @@ mod tests {
             members.push(
                 list.iter()
                     .map(|config| {
-                        Arc::new(Endpoint {
-                            config: config.clone(),
-                            locality: Arc::new(locality.clone()),
-                            priority: *priority,
-                            tls: None,
-                            state: EndpointState::new(),
-                        })
+                        Endpoint::new(config.clone(), Arc::new(locality.clone()), *priority, None, EndpointState::new())
                     })
                     .collect(),
             );
