@@ -170,7 +170,8 @@ async fn establish(
     endpoint: &Endpoint,
     options: &ConnectOptions<'_>,
 ) -> Result<(Stream, UpstreamConnection), UpstreamError> {
-    let failed = |e: &io::Error| UpstreamError::new(ErrorKind::ConnectFailure, format!("delayed connect error: {}", text(e)));
+    let failed =
+        |e: &io::Error| UpstreamError::new(ErrorKind::ConnectFailure, format!("delayed connect error: {}", text(e)));
     let mut socket = match endpoint.target() {
         Target::Tcp(addresses) => {
             let stream = match addresses.as_slice() {

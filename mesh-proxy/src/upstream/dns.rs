@@ -8,15 +8,11 @@ use std::{
     time::Duration,
 };
 
-use hickory_resolver::{
-    TokioResolver,
-    config::LookupIpStrategy,
-    lookup_ip::LookupIp,
-};
+use hickory_resolver::{TokioResolver, config::LookupIpStrategy, lookup_ip::LookupIp};
 use mesh_api::model::{Address, DnsFamily, EndpointSet, Name};
 use tokio::time::Instant;
 
-use super::{Cluster, balance::ThreadRandom, Random};
+use super::{Cluster, Random, balance::ThreadRandom};
 
 /// Names of one cluster that are asked for at once.
 const AT_ONCE: usize = 16;

@@ -1,4 +1,6 @@
 //! Active health checks.
-use std::sync::Weak;
 use super::Cluster;
-pub(super) async fn run(cluster: Weak<Cluster>) { let _ = cluster; }
+use std::sync::Weak;
+pub(super) async fn run(cluster: Weak<Cluster>) {
+    let _ = cluster;
+}

@@ -104,10 +104,8 @@ mod tests {
     use super::*;
 
     fn set(ports: &[u16]) -> Arc<EndpointSet> {
-        let endpoints = ports
-            .iter()
-            .map(|p| model::Endpoint::at(Address::Socket(([127, 0, 0, 1], *p).into())))
-            .collect();
+        let endpoints =
+            ports.iter().map(|p| model::Endpoint::at(Address::Socket(([127, 0, 0, 1], *p).into()))).collect();
         Arc::new(EndpointSet {
             localities: vec![LocalityEndpoints { endpoints, ..LocalityEndpoints::default() }],
             ..EndpointSet::default()

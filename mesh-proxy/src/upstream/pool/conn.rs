@@ -176,7 +176,10 @@ pub(super) async fn drive(conn: &Conn, mut poll: impl FnMut(&mut Context<'_>) ->
                 conn.stats.upstream_cx_max_duration_reached.inc();
                 conn.life.set(Life::Retiring);
             }
-            if conn.active.get() == 0 && !conn.idle_timeout.is_zero() && conn.idle_since.get() + conn.idle_timeout <= now {
+            if conn.active.get() == 0
+                && !conn.idle_timeout.is_zero()
+                && conn.idle_since.get() + conn.idle_timeout <= now
+            {
                 conn.stats.upstream_cx_idle_timeout.inc();
                 conn.life.set(Life::Retiring);
             }

@@ -51,7 +51,10 @@ pub(super) struct H2 {
 
 impl fmt::Debug for H2 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("H2").field("id", &self.conn.info.id).field("active", &self.conn.active()).finish_non_exhaustive()
+        f.debug_struct("H2")
+            .field("id", &self.conn.info.id)
+            .field("active", &self.conn.active())
+            .finish_non_exhaustive()
     }
 }
 

@@ -152,7 +152,11 @@ impl Pools {
 fn answered(mut head: ResponseHead, body: Body, mut end: End) -> (ResponseHead, Body) {
     let status = head.status.as_u16();
     let counters = &end.endpoint.state.stats;
-    if status < 500 { counters.rq_success.inc() } else { counters.rq_error.inc() }
+    if status < 500 {
+        counters.rq_success.inc()
+    } else {
+        counters.rq_error.inc()
+    }
     let in_head = !end.grpc || head.headers.contains_key("grpc-status");
     if in_head || status != 200 {
         let outcome = if end.grpc { grpc_outcome(&head.headers, status) } else { Outcome::Status(status) };
