@@ -157,6 +157,14 @@ impl Index {
         }
     }
 
+    /// Whether this is a copy of `other` that nothing was applied to since. Costs next to nothing.
+    pub fn is_copy_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.stamps, &other.stamps)
+            && self.mesh.stamp() == other.mesh.stamp()
+            && self.objects.ptr_eq(&other.objects)
+            && self.services.ptr_eq(&other.services)
+    }
+
     /// What is fixed.
     pub fn options(&self) -> &Options {
         &self.options

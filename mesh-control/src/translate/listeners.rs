@@ -189,7 +189,7 @@ struct Memo {
     targets: Arc<[ServiceTarget]>,
     sidecar: Option<ObjectKey>,
     scope: Arc<Scope>,
-    index: Vec<Stamp>,
+    index: Index,
     whole: Whole,
 }
 
@@ -198,7 +198,7 @@ thread_local! {
 }
 
 impl Memo {
-    fn fits(&self, owner: Id, request: Request<'_>, index: &[Stamp]) -> bool {
+    fn fits(&self, owner: Id, request: Request<'_>) -> bool {
         let view = request.view;
         self.owner == owner
             && Arc::ptr_eq(&self.metadata, &view.metadata)
@@ -206,7 +206,7 @@ impl Memo {
             && Arc::ptr_eq(&self.targets, &view.targets)
             && Arc::ptr_eq(&self.scope, request.scope)
             && self.sidecar == view.sidecar
-            && self.index == index
+            && self.index.is_copy_of(request.index)
     }
 }
 
@@ -228,9 +228,8 @@ impl Listeners {
         if request.view.flavour == Flavour::Grpc {
             return Whole::default();
         }
-        let stamps = index_stamps(request);
         let known =
-            MEMO.with_borrow(|m| m.as_ref().filter(|m| m.fits(self.id, request, &stamps)).map(|m| m.whole.clone()));
+            MEMO.with_borrow(|m| m.as_ref().filter(|m| m.fits(self.id, request)).map(|m| m.whole.clone()));
         if let Some(whole) = known {
             return whole;
         }
@@ -243,7 +242,7 @@ impl Listeners {
             targets: view.targets.clone(),
             sidecar: view.sidecar.clone(),
             scope: request.scope.clone(),
-            index: stamps,
+            index: request.index.clone(),
             whole: whole.clone(),
         };
         MEMO.set(Some(memo));
@@ -346,16 +345,6 @@ fn common(request: Request<'_>, objects: &[Arc<Object>]) -> Common {
 
 fn targets(view: &ProxyView) -> Vec<(ServiceKey, u16, u16)> {
     view.targets.iter().map(|t| (t.service.key.clone(), t.port.port, t.target_port)).collect()
-}
-
-/// Every state of the index that a listener may depend on.
-fn index_stamps(request: Request<'_>) -> Vec<Stamp> {
-    let mut out = gateway_basis(request).kinds;
-    out.extend(inbound_basis(request).kinds);
-    let outbound = outbound_basis(request);
-    out.extend(outbound.services);
-    out.extend([outbound.mesh, outbound.rules]);
-    out
 }
 
 fn stamps(index: &Index, kinds: &[Kind]) -> Vec<Stamp> {
