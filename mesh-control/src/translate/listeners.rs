@@ -228,8 +228,7 @@ impl Listeners {
         if request.view.flavour == Flavour::Grpc {
             return Whole::default();
         }
-        let known =
-            MEMO.with_borrow(|m| m.as_ref().filter(|m| m.fits(self.id, request)).map(|m| m.whole.clone()));
+        let known = MEMO.with_borrow(|m| m.as_ref().filter(|m| m.fits(self.id, request)).map(|m| m.whole.clone()));
         if let Some(whole) = known {
             return whole;
         }
