@@ -17,7 +17,7 @@ use std::{
 use arc_swap::ArcSwap;
 use base64::Engine as _;
 use mesh_api::identity::{SpiffeId, TrustDomain};
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 use rustls_pki_types::CertificateDer;
 
 use super::{
@@ -76,9 +76,10 @@ pub struct Authority {
     options: Options,
     domains: ArcSwap<Domains>,
     current: ArcSwap<Current>,
-    /// Changes of `current` one after the other; the Secret that was tried last.
-    changing: Mutex<Option<BTreeMap<String, Vec<u8>>>>,
-    /// End of the longest certificate signed by the current CA, seconds since the epoch.
+    /// Changes of `current` one after the other and not while a workload's certificate is signed; the Secret that was
+    /// tried last.
+    changing: RwLock<Option<BTreeMap<String, Vec<u8>>>>,
+    /// End of the longest workload certificate signed by the current CA, seconds since the epoch.
     longest: AtomicU64,
     tokens: Arc<TokenKey>,
 }
@@ -96,7 +97,7 @@ impl Authority {
         let authority = Arc::new(Self {
             domains: ArcSwap::from_pointee(domains),
             current: ArcSwap::from_pointee(Current::new(Arc::new(material), vec![], 1)),
-            changing: Mutex::new(None),
+            changing: RwLock::new(None),
             longest: AtomicU64::new(0),
             tokens,
             options,
@@ -159,7 +160,7 @@ impl Authority {
     /// # Errors
     /// When the Secret is of no use; the CA before it goes on signing.
     pub fn plug_in(&self, secret: Option<&BTreeMap<String, Vec<u8>>>) -> anyhow::Result<bool> {
-        let mut last = self.changing.lock();
+        let mut last = self.changing.write();
         if last.as_ref() == secret {
             return Ok(false);
         }
@@ -187,9 +188,13 @@ impl Authority {
     /// When the request is of no use or signing fails.
     pub fn issue(&self, identity: &SpiffeId, csr: &str, ttl: Option<Duration>) -> Result<Issued, CaError> {
         let key = request::public_key(csr)?;
-        self.sign(&Subject::Workload(identity.to_string()), &key, ttl)
+        let _same_ca = self.changing.read();
+        let issued = self.sign(&Subject::Workload(identity.to_string()), &key, ttl)?;
+        self.longest.fetch_max(unix(issued.not_after).as_secs(), Ordering::AcqRel);
+        Ok(issued)
     }
 
+    /// Signs without counting for how long the roots must be trusted: for what is made anew when the CA changes.
     pub(crate) fn sign(
         &self,
         subject: &Subject,
@@ -197,9 +202,7 @@ impl Authority {
         ttl: Option<Duration>,
     ) -> Result<Issued, CaError> {
         let ttl = ttl.unwrap_or(self.options.default_ttl).min(self.options.max_ttl);
-        let issued = issuer::sign(&self.current.load().material, subject, key, ttl, SystemTime::now())?;
-        self.longest.fetch_max(unix(issued.not_after).as_secs(), Ordering::AcqRel);
-        Ok(issued)
+        issuer::sign(&self.current.load().material, subject, key, ttl, SystemTime::now())
     }
 
     /// The current state without roots whose time has passed.
@@ -207,7 +210,7 @@ impl Authority {
         let now = SystemTime::now();
         let outdated = |c: &Current| c.earlier.iter().any(|(_, until)| *until <= now);
         if outdated(&self.current.load()) {
-            let _one_at_a_time = self.changing.lock();
+            let _one_at_a_time = self.changing.write();
             let old = self.current.load_full();
             if outdated(&old) {
                 let earlier = old.earlier.iter().filter(|(_, until)| *until > now).cloned().collect();

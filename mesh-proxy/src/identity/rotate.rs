@@ -200,10 +200,14 @@ impl Keeper {
         let left = self.left();
         let wait = schedule::pause(self.failures, left, (self.random)());
         tracing::warn!(target: "identity", ?left, retry_in = ?wait, failures = self.failures, "no new certificate: {error}");
-        self.store.note_error(&SecretStore::local_reference(CERTIFICATE), &error.to_string());
+        let mut error = error.to_string();
+        if self.not_after.is_none() && self.status.borrow().received > 0 {
+            error = format!("the certificate has expired ({error})");
+        }
+        self.store.note_error(&SecretStore::local_reference(CERTIFICATE), &error);
         self.status.send_modify(|s| {
             s.failed += 1;
-            s.error = Some(error.to_string());
+            s.error = Some(error);
         });
         wait
     }

@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -12,6 +13,9 @@ use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::{tls::SecretStore, xds::services::sds};
+
+/// How long streams get to end.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Serves the secrets of this process on a socket, until `stop` ends. What lay at the path before is replaced when it is
 /// a socket.
@@ -25,10 +29,23 @@ pub async fn serve_secrets(
 ) -> anyhow::Result<()> {
     let listener = bind(path).with_context(|| format!("socket {}", path.display()))?;
     tracing::info!(target: "identity", "secrets are served on {}", path.display());
-    let result = tonic::transport::Server::builder()
-        .add_service(sds::service(store))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
-        .await;
+    let (told, telling) = tokio::sync::oneshot::channel();
+    let server = tonic::transport::Server::builder().add_service(sds::service(store)).serve_with_incoming_shutdown(
+        UnixListenerStream::new(listener),
+        async move {
+            stop.await;
+            let _ = told.send(());
+        },
+    );
+    // Streams do not end by themselves.
+    let given_up = async {
+        let _ = telling.await;
+        tokio::time::sleep(GRACE).await;
+    };
+    let result = tokio::select! {
+        result = server => result,
+        () = given_up => Ok(()),
+    };
     let _ = fs::remove_file(path);
     Ok(result?)
 }

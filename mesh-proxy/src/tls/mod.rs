@@ -15,6 +15,8 @@ mod san;
 mod server;
 mod store;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub use client::{ClientTls, ConnectOptions};
