@@ -46,7 +46,8 @@ fn serve(dir: &Path, xds: SocketAddr) -> Serve {
     std::fs::create_dir_all(dir.join("config")).unwrap();
     let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
     let (config, state, xds) = (path("config"), path("state"), xds.to_string());
-    let args = ["mesh-control", "--config-dir", &config, "--state-dir", &state, "--http-addr", "off", "--xds-addr", &xds];
+    let args =
+        ["mesh-control", "--config-dir", &config, "--state-dir", &state, "--http-addr", "off", "--xds-addr", &xds];
     Cli::try_parse_from(args).unwrap().serve.unwrap()
 }
 
@@ -110,8 +111,7 @@ fn common(expected: Option<&str>) -> CommonTls {
     CommonTls {
         certificates: vec![CertificateSource::Sds(SecretStore::local_reference(identity::CERTIFICATE))],
         validation: Some(Validation {
-            inline: expected
-                .map(|id| ValidationContext { san_matchers: vec![matcher(id)], ..Default::default() }),
+            inline: expected.map(|id| ValidationContext { san_matchers: vec![matcher(id)], ..Default::default() }),
             sds: Some(SecretStore::local_reference(identity::ROOTS)),
         }),
         ..Default::default()
@@ -217,7 +217,11 @@ async fn an_outage_is_survived_until_the_end_and_not_longer() {
 }
 
 /// One request for a certificate, with this token, over TLS as the sidecar does it.
-async fn request(control: &ControlPlane, authorization: &[&str], csr: &str) -> Result<CertificateResponse, tonic::Status> {
+async fn request(
+    control: &ControlPlane,
+    authorization: &[&str],
+    csr: &str,
+) -> Result<CertificateResponse, tonic::Status> {
     let mut grpc = tonic::client::Grpc::new(control.channel(false).unwrap());
     grpc.ready().await.unwrap();
     let mut request = Request::new(CertificateRequest { csr: csr.to_owned(), validity_duration: 60, metadata: None });
@@ -284,12 +288,12 @@ async fn xds_knows_the_certificate() {
     let ask = async |present: bool, namespace: &str| {
         let control = ControlPlane::new(&web.settings.control, &web.settings.root_cert, &web.store).unwrap();
         let mut client = AggregatedDiscoveryServiceClient::new(control.channel(present).unwrap());
-        let node = Node { id: format!("sidecar~10.0.0.1~web.{namespace}~{namespace}.svc.cluster.local"), ..Default::default() };
-        let request = DiscoveryRequest {
-            node: Some(node),
-            type_url: TypeUrl::Cluster.as_str().to_owned(),
+        let node = Node {
+            id: format!("sidecar~10.0.0.1~web.{namespace}~{namespace}.svc.cluster.local"),
             ..Default::default()
         };
+        let request =
+            DiscoveryRequest { node: Some(node), type_url: TypeUrl::Cluster.as_str().to_owned(), ..Default::default() };
         let requests = tokio_stream::once(request).chain(tokio_stream::pending());
         let mut answers = client.stream_aggregated_resources(requests).await?.into_inner();
         timeout(SOON, answers.message()).await.unwrap()

@@ -106,7 +106,8 @@ fn common(certificate: Option<&str>, trust: Option<&str>, sans: Vec<SanMatcher>)
     CommonTls {
         certificates: certificate.map(|name| CertificateSource::Sds(sds(name))).into_iter().collect(),
         validation: trust.map(|name| Validation {
-            inline: Some(ValidationContext { san_matchers: sans, ..Default::default() }).filter(|c| !c.san_matchers.is_empty()),
+            inline: Some(ValidationContext { san_matchers: sans, ..Default::default() })
+                .filter(|c| !c.san_matchers.is_empty()),
             sds: Some(sds(name)),
         }),
         ..Default::default()
@@ -121,7 +122,10 @@ fn upstream(common: CommonTls) -> UpstreamTls {
     UpstreamTls { common, sni: "a.test".into(), auto_host_sni: false, auto_sni_san_validation: false }
 }
 
-type Ends = (Result<(ServerStream<DuplexStream>, PeerInfo), TlsError>, Result<(ClientStream<DuplexStream>, PeerInfo), TlsError>);
+type Ends = (
+    Result<(ServerStream<DuplexStream>, PeerInfo), TlsError>,
+    Result<(ClientStream<DuplexStream>, PeerInfo), TlsError>,
+);
 
 async fn shake_with(server: &ServerTls, client: &ClientTls, options: ConnectOptions<'_>, buffer: usize) -> Ends {
     let (a, b) = tokio::io::duplex(buffer);
@@ -294,7 +298,9 @@ async fn simple_tls_chooses_by_name() {
     cfg.auto_sni_san_validation = true;
     cfg.common.alpn = vec!["http/1.1".into()];
     let client = ClientTls::new(&cfg, &store).unwrap();
-    for (host, fits) in [("a.test", true), ("x.b.test", true), ("X.B.test", true), ("x.y.b.test", false), ("c.test", false)] {
+    for (host, fits) in
+        [("a.test", true), ("x.b.test", true), ("X.B.test", true), ("x.y.b.test", false), ("c.test", false)]
+    {
         let options = ConnectOptions { host: Some(host), ..Default::default() };
         let (_, c) = shake_with(&server, &client, options, 4096).await;
         assert_eq!(c.is_ok(), fits, "{host}: {:?}", c.err());
@@ -380,7 +386,13 @@ async fn files_are_followed() {
 #[tokio::test]
 async fn garbage_is_an_error() {
     let (_store, server, _) = mesh(&Ca::new("ca"));
-    for garbage in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[0x16, 3, 1, 0xff, 0xff], &[0x16, 3, 1, 0, 5, 1, 0, 0, 1, 9], &[0xff; 600]] {
+    for garbage in [
+        &b""[..],
+        b"GET / HTTP/1.1\r\n\r\n",
+        &[0x16, 3, 1, 0xff, 0xff],
+        &[0x16, 3, 1, 0, 5, 1, 0, 0, 1, 9],
+        &[0xff; 600],
+    ] {
         let (mut a, b) = tokio::io::duplex(4096);
         a.write_all(garbage).await.unwrap();
         a.shutdown().await.unwrap();
