@@ -362,16 +362,16 @@ async fn roots_become(w: &Workload, n: usize) {
 async fn a_local_envoy_is_served_over_a_private_socket() {
     let dir = tempfile::tempdir().unwrap();
     let running = control(dir.path()).await;
-    let mut web = Workload::start(Workload::settings(dir.path(), &address(&running), "web", 3));
+    let settings = Workload::settings(dir.path(), &address(&running), "web", 3);
     let socket: PathBuf = dir.path().join("sds/socket");
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let (status, mut ready) = watch::channel(Status::default());
     let serving = {
-        let (socket, store) = (socket.clone(), web.store.clone());
-        tokio::spawn(async move {
-            identity::serve_secrets(&socket, store, async { drop(stopped.await) }).await.unwrap();
-        })
+        let socket = socket.clone();
+        let stop = async { drop(stopped.await) };
+        tokio::spawn(async move { identity::agent(settings, &socket, Arc::new(status), stop).await.unwrap() })
     };
-    web.until("ready", |s| s.ready).await;
+    timeout(SOON, ready.wait_for(|s| s.ready)).await.unwrap().unwrap();
     timeout(SOON, async {
         while !socket.exists() {
             tokio::time::sleep(Duration::from_millis(10)).await;

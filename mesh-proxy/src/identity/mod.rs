@@ -17,7 +17,7 @@ use std::{path::PathBuf, time::Duration};
 
 pub use control_plane::ControlPlane;
 pub use rotate::{Status, keep};
-pub use sds_server::serve_secrets;
+pub use sds_server::{agent, serve_secrets};
 
 /// Name of the secret with the workload's certificate.
 pub const CERTIFICATE: &str = "default";

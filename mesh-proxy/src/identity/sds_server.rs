@@ -9,11 +9,17 @@ use std::{
 };
 
 use anyhow::Context;
-use tokio::net::UnixListener;
+use tokio::{net::UnixListener, sync::watch};
 use tokio_stream::wrappers::UnixListenerStream;
 
-use crate::{tls::SecretStore, xds::services::sds};
+use super::{Settings, Status, keep};
+use crate::{
+    tls::{SecretStore, watch_files},
+    xds::services::sds,
+};
 
+/// How often files are looked at.
+const FILES: Duration = Duration::from_secs(1);
 /// How long streams get to end.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -48,6 +54,25 @@ pub async fn serve_secrets(
     };
     let _ = fs::remove_file(path);
     Ok(result?)
+}
+
+/// Everything that a stock Envoy needs beside it: keeps an identity and serves it on a socket until `stop` ends
+/// (`mesh-proxy agent`).
+///
+/// # Errors
+/// As [`serve_secrets`].
+pub async fn agent(
+    settings: Settings,
+    socket: &Path,
+    status: Arc<watch::Sender<Status>>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let store = SecretStore::with_local_identity();
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(keep(settings, store.clone(), status));
+    tasks.spawn(watch_files(Arc::downgrade(&store), FILES));
+    // The tasks end with the set.
+    serve_secrets(socket, store, stop).await
 }
 
 /// Nobody else can connect at any moment: the socket is made in a folder of our own and moved when its mode is set.

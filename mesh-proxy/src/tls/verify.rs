@@ -162,7 +162,7 @@ impl Trust {
         name: Option<&WantedName>,
     ) -> Result<(), CertificateError> {
         let parsed = match X509Certificate::from_der(leaf) {
-            Ok((rest, cert)) if rest.is_empty() => cert,
+            Ok(([], cert)) => cert,
             _ => return Err(CertificateError::BadEncoding),
         };
         let names = Names::of(&parsed).map_err(refuse)?;

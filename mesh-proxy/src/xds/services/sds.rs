@@ -152,7 +152,7 @@ fn encode(slot: &Slot) -> Option<(Any, String)> {
     };
     let value = Secret { name: slot.name().to_string(), r#type: Some(kind) }.encode_to_vec();
     let version = format!("{:016x}", xxh3_64(&value));
-    Some((Any { type_url: TypeUrl::Secret.as_str().to_owned(), value: value.into() }, version))
+    Some((Any { type_url: TypeUrl::Secret.as_str().to_owned(), value }, version))
 }
 
 /// State of the world: every answer has all secrets that are asked for and there.
