@@ -84,12 +84,18 @@ pub struct SharedConfig {
     pub node: Node,
     /// Certificates and trust anchors by name.
     pub secrets: Arc<crate::tls::SecretStore>,
+    /// Makes the sinks of HTTP managers.
+    pub telemetry: Arc<dyn crate::http::stats::Telemetry>,
 }
 
 impl SharedConfig {
     /// Empty configuration.
-    pub fn new(node: Node, secrets: Arc<crate::tls::SecretStore>) -> Arc<Self> {
-        Arc::new(Self { snapshot: ArcSwap::from_pointee(Snapshot::default()), node, secrets })
+    pub fn new(
+        node: Node,
+        secrets: Arc<crate::tls::SecretStore>,
+        telemetry: Arc<dyn crate::http::stats::Telemetry>,
+    ) -> Arc<Self> {
+        Arc::new(Self { snapshot: ArcSwap::from_pointee(Snapshot::default()), node, secrets, telemetry })
     }
     /// The newest snapshot: once per request or connection, then handed down.
     pub fn load(&self) -> Arc<Snapshot> {

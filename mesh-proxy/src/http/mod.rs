@@ -3,6 +3,7 @@
 //! `server` speaks the wire protocols and hands each request to `exchange`, which finds its route (`router`), runs the
 //! filters, calls the upstream and records what happened (`stats`). Knows no xDS; hyper is named in `server` only.
 
+pub mod exchange;
 pub mod filters;
 pub mod format;
 pub mod hash;
@@ -12,6 +13,7 @@ pub mod manager;
 pub mod matchers;
 pub mod message;
 pub mod path;
+pub mod retry;
 pub mod router;
 pub mod server;
 pub mod stats;

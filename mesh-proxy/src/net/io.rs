@@ -30,6 +30,17 @@ impl<S> Prefixed<S> {
     pub fn into_parts(self) -> (Bytes, S) {
         (self.prefix, self.inner)
     }
+    /// The same stream; `bytes`, which were read from it, are read again first.
+    #[must_use]
+    pub fn again(self, bytes: Bytes) -> Self {
+        if self.prefix.is_empty() {
+            return Self { prefix: bytes, inner: self.inner };
+        }
+        let mut all = Vec::with_capacity(bytes.len() + self.prefix.len());
+        all.extend_from_slice(&bytes);
+        all.extend_from_slice(&self.prefix);
+        Self { prefix: all.into(), inner: self.inner }
+    }
     /// The stream itself.
     pub fn get_ref(&self) -> &S {
         &self.inner
@@ -90,6 +101,8 @@ pub enum Io {
     Unix(Prefixed<UnixStream>),
     /// TLS that ends here.
     Tls(Box<ServerStream<Transport>>),
+    /// The same, after its first bytes were looked at.
+    Replayed(Box<Prefixed<ServerStream<Transport>>>),
 }
 
 impl From<Transport> for Io {
@@ -97,6 +110,19 @@ impl From<Transport> for Io {
         match t {
             Transport::Tcp(s) => Io::Tcp(s),
             Transport::Unix(s) => Io::Unix(s),
+        }
+    }
+}
+
+impl Io {
+    /// The same connection; `bytes`, which were read from it, are read again first.
+    #[must_use]
+    pub fn with_prefix(self, bytes: Bytes) -> Self {
+        match self {
+            Io::Tcp(s) => Io::Tcp(s.again(bytes)),
+            Io::Unix(s) => Io::Unix(s.again(bytes)),
+            Io::Tls(s) => Io::Replayed(Box::new(Prefixed::new(bytes, *s))),
+            Io::Replayed(s) => Io::Replayed(Box::new(s.again(bytes))),
         }
     }
 }
@@ -129,7 +155,7 @@ macro_rules! delegate {
 }
 
 delegate!(Transport { Tcp, Unix });
-delegate!(Io { Tcp, Unix, Tls });
+delegate!(Io { Tcp, Unix, Tls, Replayed });
 
 #[cfg(test)]
 mod tests {

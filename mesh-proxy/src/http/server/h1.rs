@@ -1,17 +1,92 @@
 //! HTTP/1 on hyper: the wire side of messages. One of the few files that may name hyper.
 
 use std::{
+    convert::Infallible,
     fmt, io,
-    pin::Pin,
+    pin::{Pin, pin},
+    rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use http::{Method, Request, Response, header};
 use http_body::{Frame, SizeHint};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::http::message::{Body, BodyError};
+use super::service;
+use crate::{
+    drain,
+    http::{
+        exchange::Session,
+        message::{Body, BodyError},
+    },
+    net,
+};
+
+/// Serves HTTP/1 on a connection. Draining: the answer in flight carries `connection: close`, an idle connection is
+/// closed at once.
+pub async fn serve(session: Rc<Session>, io: net::Io, drain: drain::Watch) {
+    let manager = session.manager.clone();
+    let config = &manager.config;
+    let times = &config.timeouts;
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive(true)
+        .half_close(true)
+        .max_headers(usize::try_from(config.max_headers).unwrap_or(100).max(1))
+        .max_buf_size(usize::try_from(config.max_request_headers_bytes).unwrap_or(64 << 10).max(8192))
+        .auto_date_header(false);
+    // Also how long a connection may idle between requests.
+    let head = if times.request_headers.is_zero() { times.idle } else { times.request_headers };
+    if !head.is_zero() {
+        builder.header_read_timeout(head);
+    }
+    let draining = drain.clone();
+    let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
+        let session = session.clone();
+        let draining = draining.clone();
+        async move {
+            let upgrade = request.headers().contains_key(header::UPGRADE) || request.method() == Method::CONNECT;
+            let tunnel = upgrade.then(|| PendingTunnel::new(hyper::upgrade::on(&mut request)));
+            let request = request.map(Body::from);
+            let mut response = service::serve(session, request, tunnel, false).await;
+            if draining.is_draining() && response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(header::CONNECTION, http::HeaderValue::from_static("close"));
+            }
+            Ok::<Response<Body>, Infallible>(response)
+        }
+    });
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service).with_upgrades());
+    let life = times_max(&drain, times.max_connection);
+    tokio::select! {
+        result = connection.as_mut() => note(result),
+        () = life => {
+            connection.as_mut().graceful_shutdown();
+            note(connection.await);
+        }
+    }
+}
+
+/// Resolves when the connection is to take no more requests.
+async fn times_max(drain: &drain::Watch, most: Duration) {
+    if most.is_zero() {
+        drain.draining().await;
+    } else {
+        tokio::select! {
+            () = drain.draining() => {}
+            () = tokio::time::sleep(most) => {}
+        }
+    }
+}
+
+fn note(result: Result<(), hyper::Error>) {
+    if let Err(error) = result {
+        tracing::debug!(target: "http1", "connection ended: {error}");
+    }
+}
 
 /// A body that is read from a connection, of a client or of an upstream.
 pub struct Incoming(hyper::body::Incoming);
