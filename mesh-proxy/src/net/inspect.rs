@@ -109,9 +109,9 @@ impl Inspection {
         Ok(())
     }
 
-    /// Whether the destination's port lies in one of these ranges.
+    /// Whether the destination's port lies in one of these ranges (both ends included).
     fn is_for(&self, ports: &[(u16, u16)]) -> bool {
-        self.local.is_some_and(|l| ports.iter().any(|(from, to)| (*from..*to).contains(&l.port())))
+        self.local.is_some_and(|l| ports.iter().any(|(from, to)| (*from..=*to).contains(&l.port())))
     }
 
     /// Reads more; `false` at the end of the stream.
