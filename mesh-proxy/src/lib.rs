@@ -16,4 +16,5 @@ pub mod tcp;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;
+pub mod workers;
 pub mod xds;

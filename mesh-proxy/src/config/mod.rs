@@ -1,6 +1,7 @@
 //! Configuration in force: what the model values are compiled into, and the snapshot all workers read.
 //! Knows no IO: no sockets, no xDS streams, no timers.
 
+pub mod apply;
 pub mod snapshot;
 
 pub use snapshot::{NameMap, SharedConfig, Snapshot};

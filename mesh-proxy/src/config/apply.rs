@@ -1,0 +1,385 @@
+//! From model values to what is in force: compiles, waits until things are warm, publishes snapshots.
+//!
+//! One task of the control thread owns it. The rules: a route table or listener comes into force only when the clusters
+//! that are new to it are warm; a listener also needs its secrets and its route table, or its patience to end. A changed
+//! cluster replaces the old one when it is warm itself. Endpoints touch their cluster only. Knows no sockets and no
+//! streams: listeners are handed to a [`Bind`].
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::model::{self, Discovery, Name};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::{CompileCtx, ConfigError, SharedConfig, Snapshot};
+use crate::http::router::RouteTable;
+use crate::net::Listener;
+use crate::net::listener::Terminal;
+use crate::tls::ClusterTls;
+use crate::upstream::Cluster;
+
+/// Puts listeners in front of the world.
+pub trait Bind: Send {
+    /// A new listener, or a new version of one that is in force.
+    ///
+    /// # Errors
+    /// When an address cannot be bound; the listener is not in force then.
+    fn put(&mut self, listener: Arc<Listener>) -> Result<(), ConfigError>;
+    /// A listener goes away.
+    fn remove(&mut self, name: &str);
+}
+
+/// What happens outside and matters here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A cluster of this name became warm, or ran out of patience.
+    Warm(Name),
+    /// Secrets changed.
+    Secrets,
+    /// Somebody's patience may have ended.
+    Tick,
+}
+
+/// A listener that waits.
+struct Waiting {
+    listener: Arc<Listener>,
+    /// Serves what it can after this; `None`: waits for ever.
+    until: Option<Instant>,
+}
+
+/// Everything that was accepted, and what of it is in force.
+pub struct Configurator {
+    shared: Arc<SharedConfig>,
+    control: Handle,
+    events: mpsc::UnboundedSender<Event>,
+    bind: Box<dyn Bind>,
+    clusters: BTreeMap<Name, Arc<Cluster>>,
+    /// New versions that are not warm yet.
+    warming: BTreeMap<Name, Arc<Cluster>>,
+    endpoints: HashMap<Name, Arc<model::EndpointSet>>,
+    routes: BTreeMap<Name, Arc<RouteTable>>,
+    waiting_routes: BTreeMap<Name, Arc<RouteTable>>,
+    listeners: BTreeMap<Name, Arc<Listener>>,
+    waiting_listeners: BTreeMap<Name, Waiting>,
+    /// Names that were asked for and do not exist.
+    missing_routes: HashSet<Name>,
+    version: u64,
+    dirty: bool,
+}
+
+impl Configurator {
+    /// Nothing is in force yet.
+    pub fn new(
+        shared: Arc<SharedConfig>,
+        control: Handle,
+        events: mpsc::UnboundedSender<Event>,
+        bind: Box<dyn Bind>,
+    ) -> Self {
+        Self {
+            shared,
+            control,
+            events,
+            bind,
+            clusters: BTreeMap::new(),
+            warming: BTreeMap::new(),
+            endpoints: HashMap::new(),
+            routes: BTreeMap::new(),
+            waiting_routes: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            waiting_listeners: BTreeMap::new(),
+            missing_routes: HashSet::new(),
+            version: 0,
+            dirty: false,
+        }
+    }
+
+    /// A new or changed cluster.
+    ///
+    /// # Errors
+    /// When its TLS cannot be set up; the old version stays.
+    pub fn put_cluster(&mut self, config: model::Cluster) -> Result<(), ConfigError> {
+        let name = config.name.clone();
+        let newest = self.warming.get(&name).or_else(|| self.clusters.get(&name));
+        if newest.is_some_and(|c| *c.config == config) {
+            return Ok(());
+        }
+        let tls = ClusterTls::new(&config, &self.shared.secrets)
+            .map_err(|e| ConfigError::new(e).within(format_args!("cluster {name:?}")))?;
+        let config = Arc::new(config);
+        let cluster = match newest {
+            Some(old) => Cluster::successor(config.clone(), tls, old),
+            None => Cluster::new(config.clone(), tls),
+        };
+        cluster.set_zone(&self.shared.node.locality);
+        cluster.start(&self.control);
+        if let Discovery::Eds { service } = &config.discovery
+            && let Some(set) = self.endpoints.get(service)
+        {
+            cluster.set_endpoints(set.clone());
+        }
+        if cluster.is_warm() {
+            self.warming.remove(&name);
+            self.clusters.insert(name, cluster);
+            self.dirty = true;
+        } else {
+            self.wait_for(&name, &cluster);
+            self.warming.insert(name, cluster);
+        }
+        Ok(())
+    }
+
+    fn wait_for(&self, name: &Name, cluster: &Arc<Cluster>) {
+        let patience = match &cluster.config.discovery {
+            Discovery::Eds { .. } if cluster.config.eds_fetch_timeout.is_zero() => None,
+            Discovery::Eds { .. } => Some(cluster.config.eds_fetch_timeout),
+            _ => Some(Duration::from_secs(15)),
+        };
+        let (name, cluster, events) = (name.clone(), Arc::downgrade(cluster), self.events.clone());
+        self.control.spawn(async move {
+            let Some(cluster) = cluster.upgrade() else { return };
+            match patience {
+                Some(patience) => drop(tokio::time::timeout(patience, cluster.warmed()).await),
+                None => cluster.warmed().await,
+            }
+            let _ = events.send(Event::Warm(name));
+        });
+    }
+
+    /// A cluster goes away.
+    pub fn remove_cluster(&mut self, name: &str) {
+        self.dirty |= self.clusters.remove(name).is_some();
+        self.warming.remove(name);
+    }
+
+    /// Endpoints of all clusters that get them under this name.
+    pub fn put_endpoints(&mut self, name: &Name, set: model::EndpointSet) {
+        let set = Arc::new(set);
+        for cluster in self.clusters.values().chain(self.warming.values()) {
+            if matches!(&cluster.config.discovery, Discovery::Eds { service } if service == name) {
+                cluster.set_endpoints(set.clone());
+            }
+        }
+        self.endpoints.insert(name.clone(), set);
+        self.settle_warm();
+    }
+
+    /// Endpoints that the control plane does not have: none, which is an answer.
+    pub fn remove_endpoints(&mut self, name: &Name) {
+        self.put_endpoints(name, model::EndpointSet { cluster: name.clone(), ..Default::default() });
+        self.endpoints.remove(name);
+    }
+
+    /// A new or changed route table.
+    ///
+    /// # Errors
+    /// When it cannot be compiled; the old one stays.
+    pub fn put_routes(&mut self, config: &model::RouteConfig) -> Result<(), ConfigError> {
+        let table = RouteTable::compile(config)?;
+        self.missing_routes.remove(&config.name);
+        self.waiting_routes.insert(config.name.clone(), table);
+        Ok(())
+    }
+
+    /// A route table goes away, or does not exist.
+    pub fn remove_routes(&mut self, name: &Name) {
+        self.dirty |= self.routes.remove(name).is_some();
+        self.waiting_routes.remove(name);
+        self.missing_routes.insert(name.clone());
+    }
+
+    /// A new or changed listener.
+    ///
+    /// # Errors
+    /// When it cannot be compiled; the old version stays.
+    pub fn put_listener(&mut self, config: model::Listener) -> Result<(), ConfigError> {
+        let name = config.name.clone();
+        let previous = self.listeners.get(&name);
+        let newest = self.waiting_listeners.get(&name).map(|w| &w.listener).or(previous);
+        if newest.is_some_and(|l| *l.config == config) {
+            return Ok(());
+        }
+        let ctx = CompileCtx {
+            shared: self.shared.clone(),
+            listener: name.clone(),
+            chain: "".into(),
+            direction: config.traffic_direction,
+        };
+        let listener = Listener::compile(Arc::new(config), previous.map(|p| &**p), &ctx)?;
+        let listener = Arc::new(listener);
+        let patience = rds(&listener).map(|(_, patience)| patience).max();
+        let until = match patience {
+            Some(Duration::ZERO) => None,
+            patience => Some(Instant::now() + patience.unwrap_or(Duration::from_secs(15))),
+        };
+        self.waiting_listeners.insert(name, Waiting { listener, until });
+        Ok(())
+    }
+
+    /// A listener goes away.
+    pub fn remove_listener(&mut self, name: &str) {
+        self.waiting_listeners.remove(name);
+        if let Some(listener) = self.listeners.remove(name) {
+            self.bind.remove(name);
+            listener.abandoned(None).for_each(|chain| chain.drain.drain());
+            self.dirty = true;
+        }
+    }
+
+    /// Something happened.
+    pub fn note(&mut self, event: &Event) {
+        if let Event::Warm(name) = event
+            && let Some(cluster) = self.warming.remove(name)
+        {
+            self.clusters.insert(name.clone(), cluster);
+            self.dirty = true;
+        }
+        self.settle_warm();
+    }
+
+    fn settle_warm(&mut self) {
+        let warm: Vec<Name> = self.warming.iter().filter(|(_, c)| c.is_warm()).map(|(n, _)| n.clone()).collect();
+        for name in warm {
+            if let Some(cluster) = self.warming.remove(&name) {
+                self.clusters.insert(name, cluster);
+                self.dirty = true;
+            }
+        }
+    }
+
+    /// Brings everything into force that is ready. Errors of listeners that could not be bound come back by name.
+    pub fn settle(&mut self) -> Vec<(Name, ConfigError)> {
+        let new_and_cold = |name: &Name| self.warming.contains_key(name) && !self.clusters.contains_key(name);
+        let ready: Vec<Name> = self
+            .waiting_routes
+            .iter()
+            .filter(|(_, table)| !table.clusters().any(new_and_cold))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in ready {
+            if let Some(table) = self.waiting_routes.remove(&name) {
+                self.routes.insert(name, table);
+                self.dirty = true;
+            }
+        }
+        // Clusters and tables first: a listener that begins to accept finds them.
+        self.publish();
+        let now = Instant::now();
+        let ready: Vec<Name> =
+            self.waiting_listeners.iter().filter(|(_, w)| self.is_ready(w, now)).map(|(n, _)| n.clone()).collect();
+        let mut failed = Vec::new();
+        for name in ready {
+            let Some(Waiting { listener, .. }) = self.waiting_listeners.remove(&name) else { continue };
+            if let Err(error) = self.bind.put(listener.clone()) {
+                failed.push((name, error));
+                continue;
+            }
+            listener.activate();
+            if let Some(old) = self.listeners.insert(name, listener.clone()) {
+                old.abandoned(Some(&listener)).for_each(|chain| chain.drain.drain());
+            }
+            self.dirty = true;
+        }
+        self.publish();
+        failed
+    }
+
+    fn is_ready(&self, waiting: &Waiting, now: Instant) -> bool {
+        if waiting.until.is_some_and(|until| until <= now) {
+            return true;
+        }
+        let listener = &waiting.listener;
+        let routes = rds(listener).all(|(name, _)| self.routes.contains_key(name) || self.missing_routes.contains(name));
+        let cold = |name: &Name| self.warming.contains_key(name) && !self.clusters.contains_key(name);
+        let clusters = !clusters_of(listener).any(|name| cold(&name));
+        listener.tls_ready() && routes && clusters
+    }
+
+    fn publish(&mut self) {
+        if !std::mem::take(&mut self.dirty) {
+            return;
+        }
+        self.version += 1;
+        let of = |map: &BTreeMap<Name, Arc<Cluster>>| map.iter().map(|(n, c)| (n.clone(), c.clone())).collect();
+        let by_address = self.listeners.values().flat_map(|l| l.socket_addresses().map(|a| (a, l.clone()))).collect();
+        self.shared.snapshot.store(Arc::new(Snapshot {
+            by_address: Arc::new(by_address),
+            listeners: Arc::new(self.listeners.iter().map(|(n, l)| (n.clone(), l.clone())).collect()),
+            routes: Arc::new(self.routes.iter().map(|(n, r)| (n.clone(), r.clone())).collect()),
+            clusters: Arc::new(of(&self.clusters)),
+            version: self.version,
+        }));
+    }
+
+    /// EDS names that are wanted now.
+    pub fn wanted_endpoints(&self) -> Vec<Name> {
+        let all = self.clusters.values().chain(self.warming.values());
+        let mut names: Vec<Name> = all
+            .filter_map(|c| match &c.config.discovery {
+                Discovery::Eds { service } => Some(service.clone()),
+                _ => None,
+            })
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// RDS names that are wanted now.
+    pub fn wanted_routes(&self) -> Vec<Name> {
+        let waiting = self.waiting_listeners.values().map(|w| &w.listener);
+        let mut names: Vec<Name> =
+            self.listeners.values().chain(waiting).flat_map(|l| rds(l).map(|(n, _)| n.clone())).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Why not everything is in force, in words; empty when it is.
+    pub fn waiting(&self) -> Vec<String> {
+        let mut out: Vec<String> = Vec::new();
+        for (name, waiting) in &self.waiting_listeners {
+            let tls = if waiting.listener.tls_ready() { "" } else { " for certificates" };
+            let missing: Vec<&str> =
+                rds(&waiting.listener).map(|(n, _)| &**n).filter(|n| !self.routes.contains_key(*n)).collect();
+            let routes = if missing.is_empty() { String::new() } else { format!(" for routes {}", missing.join(", ")) };
+            out.push(format!("listener {name} waits{tls}{routes}"));
+        }
+        out.extend(self.warming.keys().filter(|n| !self.clusters.contains_key(*n)).map(|n| format!("cluster {n} waits for endpoints")));
+        out
+    }
+
+    /// Tables that came and wait for clusters.
+    pub fn has_waiting_routes(&self) -> bool {
+        !self.waiting_routes.is_empty()
+    }
+}
+
+/// Tables that a listener gets over RDS, and how long it waits for each.
+fn rds(listener: &Listener) -> impl Iterator<Item = (&Name, Duration)> {
+    listener.chains().filter_map(|chain| match &chain.terminal {
+        Some(Terminal::Http { manager, .. }) => Some((manager.rds_name()?, manager.config.rds_fetch_timeout)),
+        _ => None,
+    })
+}
+
+/// Clusters that a listener names itself.
+fn clusters_of(listener: &Listener) -> impl Iterator<Item = Name> {
+    listener.chains().flat_map(|chain| -> Vec<Name> {
+        match &chain.terminal {
+            Some(Terminal::Http { manager, .. }) => {
+                manager.inline_routes().map(|t| t.clusters().cloned().collect()).unwrap_or_default()
+            }
+            Some(Terminal::Tcp(proxy)) => proxy.config.clusters.iter().map(|(n, _)| n.clone()).collect(),
+            None => vec![],
+        }
+    })
+}
+
+impl std::fmt::Debug for Configurator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Configurator").field("version", &self.version).finish_non_exhaustive()
+    }
+}
