@@ -291,7 +291,8 @@ impl Configurator {
             return true;
         }
         let listener = &waiting.listener;
-        let routes = rds(listener).all(|(name, _)| self.routes.contains_key(name) || self.missing_routes.contains(name));
+        let routes =
+            rds(listener).all(|(name, _)| self.routes.contains_key(name) || self.missing_routes.contains(name));
         let cold = |name: &Name| self.warming.contains_key(name) && !self.clusters.contains_key(name);
         let clusters = !clusters_of(listener).any(|name| cold(&name));
         listener.tls_ready() && routes && clusters
@@ -347,7 +348,12 @@ impl Configurator {
             let routes = if missing.is_empty() { String::new() } else { format!(" for routes {}", missing.join(", ")) };
             out.push(format!("listener {name} waits{tls}{routes}"));
         }
-        out.extend(self.warming.keys().filter(|n| !self.clusters.contains_key(*n)).map(|n| format!("cluster {n} waits for endpoints")));
+        out.extend(
+            self.warming
+                .keys()
+                .filter(|n| !self.clusters.contains_key(*n))
+                .map(|n| format!("cluster {n} waits for endpoints")),
+        );
         out
     }
 
