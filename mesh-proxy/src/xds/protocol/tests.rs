@@ -120,10 +120,7 @@ fn names_come_and_go() {
     next_delta(&mut p);
     p.subscribe(TypeUrl::Endpoints, Interest::names(["b".into(), "c".into()]));
     let change = next_delta(&mut p);
-    assert_eq!(
-        (change.resource_names_subscribe, change.resource_names_unsubscribe),
-        (vec!["c".into()], vec!["a".into()])
-    );
+    assert_eq!((change.resource_names_subscribe, change.resource_names_unsubscribe), (vec!["c".into()], vec!["a".into()]));
     assert!(change.initial_resource_versions.is_empty());
     // An answer to what is not wanted any more.
     let late = p.received(delta(TypeUrl::Endpoints, "2", &[("a", "2")], &[])).unwrap();
