@@ -2,6 +2,4 @@
 //! (with `bootstrap.rs`) that names Envoy's protos. Knows no hyper.
 
 pub mod convert;
-pub mod protocol;
 pub mod services;
-pub mod subscriptions;
