@@ -5,13 +5,16 @@
 //! (`xds/convert`), `config` warms, compiles and publishes them as one immutable `Snapshot`. `app` wires it all.
 
 pub mod admin;
+pub mod app;
 pub mod bootstrap;
 pub mod config;
 pub mod drain;
 pub mod http;
 pub mod identity;
 pub mod net;
+pub mod readiness;
 pub mod runtime;
+pub mod settings;
 pub mod tcp;
 pub mod telemetry;
 pub mod tls;

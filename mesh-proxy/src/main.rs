@@ -1,3 +1,10 @@
-//! Binary `mesh-proxy`.
+//! The binary: an allocator and a call.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    mesh_proxy::app::main(std::env::args_os())
+}

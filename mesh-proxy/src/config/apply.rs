@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use mesh_api::model::{self, Discovery, Name};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -22,7 +23,7 @@ use crate::tls::ClusterTls;
 use crate::upstream::Cluster;
 
 /// Puts listeners in front of the world.
-pub trait Bind: Send {
+pub trait Bind: Send + Sync {
     /// A new listener, or a new version of one that is in force.
     ///
     /// # Errors
@@ -68,6 +69,8 @@ pub struct Configurator {
     missing_routes: HashSet<Name>,
     version: u64,
     dirty: bool,
+    /// Why not everything is in force, for readiness.
+    still: Arc<ArcSwap<Vec<String>>>,
 }
 
 impl Configurator {
@@ -93,7 +96,13 @@ impl Configurator {
             missing_routes: HashSet::new(),
             version: 0,
             dirty: false,
+            still: Arc::default(),
         }
+    }
+
+    /// Why not everything is in force, kept up to date.
+    pub fn still_waiting(&self) -> Arc<ArcSwap<Vec<String>>> {
+        self.still.clone()
     }
 
     /// A new or changed cluster.
@@ -283,6 +292,10 @@ impl Configurator {
             self.dirty = true;
         }
         self.publish();
+        let waiting = self.waiting();
+        if **self.still.load() != waiting {
+            self.still.store(Arc::new(waiting));
+        }
         failed
     }
 

@@ -21,6 +21,16 @@ pub enum Material {
     Trust(Arc<TrustMaterial>),
 }
 
+impl Material {
+    /// Certificates for people to look at: trust anchors, own chain.
+    pub fn facts(&self) -> (Vec<Arc<CertificateFacts>>, Vec<Arc<CertificateFacts>>) {
+        match self {
+            Material::Certificate(own) => (vec![], own.chain.clone()),
+            Material::Trust(trust) => (trust.roots().cloned().collect(), vec![]),
+        }
+    }
+}
+
 /// A certificate chain with the key that fits it.
 pub struct CertificateMaterial {
     /// What rustls signs with.

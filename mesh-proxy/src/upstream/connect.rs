@@ -129,6 +129,21 @@ pub async fn connect(
     dial(cluster, endpoint, options, permit).await.map(|(io, info)| (io, Rc::new(info)))
 }
 
+/// As [`connect`], for the control thread, which has no use for what is known of the connection.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_for_control(
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<Endpoint>,
+    options: &ConnectOptions<'_>,
+) -> Result<UpstreamIo, UpstreamError> {
+    let Some(permit) = ConnPermit::take(cluster, endpoint, options.priority, false) else {
+        return Err(UpstreamError::new(ErrorKind::Overflow, "").at(endpoint.socket_addr()));
+    };
+    dial(cluster, endpoint, options, permit).await.map(|(io, _)| io)
+}
+
 /// As [`connect`], with the permit taken already.
 pub(super) async fn dial(
     cluster: &Cluster,

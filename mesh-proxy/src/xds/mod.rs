@@ -1,5 +1,11 @@
 //! Envoy's xDS: the ADS client, its state machines and the conversion of protos into the plain model. The only folder
 //! (with `bootstrap.rs`) that names Envoy's protos. Knows no hyper.
 
+pub mod ads;
+mod apply;
 pub mod convert;
+mod names;
+pub mod node;
+pub mod protocol;
 pub mod services;
+pub mod store;

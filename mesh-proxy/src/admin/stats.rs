@@ -1,0 +1,136 @@
+//! `/stats` in Envoy's forms, and everything for Prometheus.
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering::Relaxed;
+
+use serde_json::{Value, json};
+
+use super::Handles;
+
+/// Counters and gauges that are not Istio's: name in Envoy's dotted form, Prometheus name and labels, value.
+struct Stat {
+    dotted: String,
+    name: String,
+    label: Option<(&'static str, String)>,
+    value: u64,
+    counter: bool,
+}
+
+fn collect(handles: &Handles) -> Vec<Stat> {
+    let snapshot = handles.shared.load();
+    let mut out = Vec::new();
+    let uptime = handles.started.elapsed().unwrap_or_default().as_secs();
+    let server = [
+        ("uptime", uptime),
+        ("live", u64::from(handles.readiness.check().is_ok())),
+        ("concurrency", handles.concurrency as u64),
+        ("memory_allocated", resident()),
+        ("memory_heap_size", resident()),
+    ];
+    for (name, value) in server {
+        out.push(Stat {
+            dotted: format!("server.{name}"),
+            name: format!("envoy_server_{name}"),
+            label: None,
+            value,
+            counter: false,
+        });
+    }
+    for listener in snapshot.listeners.values() {
+        let stats = &listener.stats;
+        let name = listener.config.name.to_string();
+        let all = [
+            ("downstream_cx_total", &stats.connections, true),
+            ("downstream_cx_active", &stats.active, false),
+            ("no_filter_chain_match", &stats.no_filter_chain_match, true),
+            ("downstream_listener_filter_error", &stats.refused, true),
+            ("downstream_pre_cx_timeout", &stats.inspection_timeout, true),
+            ("ssl.connection_error", &stats.tls_errors, true),
+            ("downstream_cx_overflow", &stats.overflow, true),
+        ];
+        for (key, value, counter) in all {
+            out.push(Stat {
+                dotted: format!("listener.{name}.{key}"),
+                name: format!("envoy_listener_{}", key.replace('.', "_")),
+                label: Some(("listener_address", name.clone())),
+                value: value.load(Relaxed),
+                counter,
+            });
+        }
+    }
+    for cluster in snapshot.clusters.values() {
+        let name =
+            if cluster.config.alt_stat_name.is_empty() { &cluster.config.name } else { &cluster.config.alt_stat_name };
+        let one = |(key, value): (&str, u64), counter| Stat {
+            dotted: format!("cluster.{name}.{key}"),
+            name: format!("envoy_cluster_{key}"),
+            label: Some(("cluster_name", name.to_string())),
+            value,
+            counter,
+        };
+        out.extend(cluster.stats.counters().map(|c| one(c, true)));
+        out.extend(cluster.stats.gauges().map(|g| one(g, false)));
+    }
+    out.push(Stat {
+        dotted: "access_log.lines_dropped".to_owned(),
+        name: "mesh_proxy_access_log_lines_dropped".to_owned(),
+        label: None,
+        value: handles.telemetry.logs.dropped(),
+        counter: true,
+    });
+    out.push(Stat {
+        dotted: "tracing.spans_dropped".to_owned(),
+        name: "mesh_proxy_spans_dropped".to_owned(),
+        label: None,
+        value: handles.telemetry.spans.dropped.load(Relaxed),
+        counter: true,
+    });
+    out.sort_by(|a, b| (&a.name, &a.label).cmp(&(&b.name, &b.label)));
+    out
+}
+
+/// Bytes of memory that are resident.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|p| p.parse().ok()).unwrap_or(0);
+    pages * 4096
+}
+
+/// Lines of `name: value`; `filter` is a regular expression.
+pub fn text(handles: &Handles, filter: Option<&str>) -> String {
+    let filter = filter.and_then(|f| regex::Regex::new(f).ok());
+    let mut lines: Vec<String> = collect(handles)
+        .into_iter()
+        .filter(|s| filter.as_ref().is_none_or(|f| f.is_match(&s.dotted)))
+        .map(|s| format!("{}: {}\n", s.dotted, s.value))
+        .collect();
+    lines.sort();
+    lines.concat()
+}
+
+/// `{"stats": [{"name", "value"}]}`.
+pub fn json(handles: &Handles) -> Value {
+    let stats: Vec<Value> = collect(handles).into_iter().map(|s| json!({"name": s.dotted, "value": s.value})).collect();
+    json!({"stats": stats})
+}
+
+/// Istio's metrics, then Envoy's.
+pub fn prometheus(handles: &Handles) -> String {
+    let mut out = String::new();
+    handles.telemetry.metrics.write(&mut out);
+    let mut last = String::new();
+    for stat in collect(handles) {
+        // Writing into a String cannot fail.
+        if stat.name != last {
+            let _ = writeln!(out, "# TYPE {} {}", stat.name, if stat.counter { "counter" } else { "gauge" });
+        }
+        let _ = match &stat.label {
+            Some((key, value)) => {
+                writeln!(out, "{}{{{key}=\"{}\"}} {}", stat.name, value.replace('"', "\\\""), stat.value)
+            }
+            None => writeln!(out, "{}{{}} {}", stat.name, stat.value),
+        };
+        last = stat.name;
+    }
+    out
+}

@@ -1,0 +1,202 @@
+//! The command line. Flags of the plain form are Envoy's.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Sidecar and gateway of the mesh, configured by Envoy's xDS or by an Envoy bootstrap file
+#[derive(Debug, Parser)]
+#[command(name = "mesh-proxy", version, args_conflicts_with_subcommands = true, max_term_width = 120)]
+pub struct Settings {
+    /// Mode; without one a bootstrap file is needed
+    #[command(subcommand)]
+    pub mode: Option<Mode>,
+    /// Envoy bootstrap file, YAML or JSON
+    #[arg(short = 'c', long)]
+    pub config_path: Option<PathBuf>,
+    #[command(flatten)]
+    pub process: Process,
+    /// Replaces the node id of the file
+    #[arg(long)]
+    pub service_node: Option<String>,
+    /// Replaces the node cluster of the file
+    #[arg(long)]
+    pub service_cluster: Option<String>,
+    /// Accepted, without effect
+    #[arg(long, hide = true)]
+    pub disable_hot_restart: bool,
+    /// Accepted, without effect
+    #[arg(long, hide = true)]
+    pub base_id: Option<u32>,
+    /// Accepted, without effect
+    #[arg(long, hide = true)]
+    pub file_flush_interval_msec: Option<u64>,
+}
+
+/// What every mode has.
+#[derive(Debug, Clone, Args)]
+pub struct Process {
+    /// Worker threads [default: one a core]
+    #[arg(long)]
+    pub concurrency: Option<usize>,
+    /// Log level, in Envoy's words
+    #[arg(short = 'l', long, value_enum, default_value = "info")]
+    pub log_level: LogLevel,
+    /// Seconds that requests in flight have after SIGTERM
+    #[arg(long, default_value_t = 5)]
+    pub drain_time_s: u64,
+}
+
+/// Levels, in Envoy's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum LogLevel {
+    Trace,
+    Debug,
+    Info,
+    #[value(alias = "warn")]
+    Warning,
+    Error,
+    #[value(alias = "off")]
+    Critical,
+}
+
+/// Modes beside the plain one.
+#[derive(Debug, Subcommand)]
+pub enum Mode {
+    /// Beside an application
+    Sidecar(Box<Workload>),
+    /// At the edge of the mesh
+    Gateway(Box<Workload>),
+    /// Gets a workload's certificate and serves it to a local Envoy by SDS
+    Agent(Box<Agent>),
+}
+
+/// Who a proxy is and where its control plane is.
+#[derive(Debug, Clone, Args)]
+pub struct Workload {
+    #[command(flatten)]
+    pub identity: Identity,
+    /// NAME.NAMESPACE of the workload
+    #[arg(long, env = "MESH_ID")]
+    pub id: String,
+    /// Address of the workload
+    #[arg(long, env = "INSTANCE_IP", value_delimiter = ',', required = true)]
+    pub ip: Vec<IpAddr>,
+    /// Service account
+    #[arg(long, env = "SERVICE_ACCOUNT", default_value = "default")]
+    pub service_account: String,
+    /// Label of the workload, KEY=VALUE; several
+    #[arg(long = "label", value_parser = pair)]
+    pub labels: Vec<(String, String)>,
+    /// How traffic reaches the proxy
+    #[arg(long, env = "ISTIO_META_INTERCEPTION_MODE", default_value = "REDIRECT")]
+    pub interception_mode: String,
+    /// Network of the workload
+    #[arg(long, env = "ISTIO_META_NETWORK", default_value = "")]
+    pub network: String,
+    /// Domain of the cluster
+    #[arg(long, default_value = "cluster.local")]
+    pub domain: String,
+    /// Where the workload is, region/zone/subzone
+    #[arg(long, default_value = "")]
+    pub locality: String,
+    /// Address of the admin server [default: port 15000 of the workload's address if that is loopback, else of 127.0.0.1]
+    #[arg(long)]
+    pub admin: Option<std::net::SocketAddr>,
+    #[command(flatten)]
+    pub process: Process,
+}
+
+/// Where certificates come from.
+#[derive(Debug, Clone, Args)]
+pub struct Identity {
+    /// HOST:PORT of the control plane, TLS
+    #[arg(long, env = "CA_ADDR")]
+    pub control: String,
+    /// Trust anchors of the control plane, PEM
+    #[arg(long)]
+    pub root_cert: PathBuf,
+    /// File with the workload's token
+    #[arg(long)]
+    pub token: Option<PathBuf>,
+    /// Life of the certificate to ask for, e.g. 24h
+    #[arg(long, env = "SECRET_TTL", default_value = "24h", value_parser = duration)]
+    pub cert_ttl: Duration,
+    /// Id of the cluster
+    #[arg(long, env = "ISTIO_META_CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// Folder that keeps key and certificate over a restart
+    #[arg(long)]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// `agent`.
+#[derive(Debug, Clone, Args)]
+pub struct Agent {
+    #[command(flatten)]
+    pub identity: Identity,
+    /// Unix socket to serve secrets on
+    #[arg(long)]
+    pub socket: PathBuf,
+    /// Log level
+    #[arg(short = 'l', long, value_enum, default_value = "info")]
+    pub log_level: LogLevel,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("KEY=VALUE is expected")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Go's form: `1h30m`, `4s`, `500ms`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is not a duration like 24h, 90m, 4s or 500ms");
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+        let (number, tail) = rest.split_at(digits);
+        let unit_end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, next) = tail.split_at(unit_end);
+        let number: f64 = number.parse().map_err(|_| bad())?;
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 0.001,
+            _ => return Err(bad()),
+        };
+        total += Duration::try_from_secs_f64(number * seconds).map_err(|_| bad())?;
+        rest = next;
+    }
+    if total.is_zero() { Err(bad()) } else { Ok(total) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn envoys_flags_and_ours() {
+        use clap::CommandFactory as _;
+        Settings::command().debug_assert();
+        let words = "mesh-proxy -c a.yaml --concurrency 2 -l warning --base-id 3 --disable-hot-restart";
+        let settings = Settings::try_parse_from(words.split(' ')).unwrap();
+        assert_eq!((settings.process.concurrency, settings.process.log_level), (Some(2), LogLevel::Warning));
+        let words = "mesh-proxy sidecar --control 127.0.0.1:15012 --root-cert r --id a.b --ip 127.0.0.3 --label x=y \
+                     --cert-ttl 4s --concurrency 1";
+        let settings = Settings::try_parse_from(words.split_whitespace()).unwrap();
+        let Some(Mode::Sidecar(sidecar)) = settings.mode else { panic!() };
+        assert_eq!((sidecar.identity.cert_ttl, sidecar.process.concurrency), (Duration::from_secs(4), Some(1)));
+    }
+
+    #[test]
+    fn durations_as_go_writes_them() {
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert!(duration("5").is_err() && duration("0s").is_err() && duration("x").is_err());
+    }
+}

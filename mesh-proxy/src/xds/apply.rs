@@ -1,0 +1,109 @@
+//! Resources of one response: decoded, applied, remembered; what cannot be used is refused by name while the rest
+//! applies. The same for both protocols.
+
+use bytes::Bytes;
+use mesh_api::model::{Name, SdsRef, SdsSource};
+use mesh_api::xds::TypeUrl;
+
+use super::convert;
+use super::store::SharedStore;
+use crate::config::ConfigError;
+use crate::config::SharedConfig;
+use crate::config::apply::Configurator;
+
+/// One resource as it arrived.
+#[derive(Debug)]
+pub struct Resource {
+    /// Name.
+    pub name: Name,
+    /// Version.
+    pub version: String,
+    /// Bytes of the message.
+    pub wire: Bytes,
+}
+
+/// Applies resources; the refusals, one text each.
+pub fn update(
+    config: &mut Configurator,
+    shared: &SharedConfig,
+    store: &SharedStore,
+    ty: TypeUrl,
+    resources: Vec<Resource>,
+) -> Vec<String> {
+    let mut refused = Vec::new();
+    for Resource { name, version, wire } in resources {
+        if store.lock().is_same(ty, &name, &wire) {
+            store.lock().accept(ty, &name, &version, wire);
+            continue;
+        }
+        match one(config, shared, ty, &name, &wire) {
+            Ok(()) => store.lock().accept(ty, &name, &version, wire),
+            Err(error) => {
+                tracing::warn!(target: "xds", "{} {name} is refused: {error}", ty.short());
+                store.lock().refuse(ty, &name, &version, wire, &error.0);
+                refused.push(format!("{name}: {error}"));
+            }
+        }
+    }
+    refused
+}
+
+fn one(
+    config: &mut Configurator,
+    shared: &SharedConfig,
+    ty: TypeUrl,
+    name: &Name,
+    wire: &Bytes,
+) -> Result<(), ConfigError> {
+    // The path stands in front of the message; the name is said once, by the caller.
+    let refused = |e: convert::ResourceError| {
+        ConfigError(if e.path.is_empty() { e.message } else { format!("{}: {}", e.path, e.message) })
+    };
+    match ty {
+        TypeUrl::Cluster => config.put_cluster(convert::cluster(name, wire).map_err(refused)?),
+        TypeUrl::Endpoints => {
+            config.put_endpoints(name, convert::endpoints(name, wire).map_err(refused)?);
+            Ok(())
+        }
+        TypeUrl::Listener => config.put_listener(convert::listener(name, wire).map_err(refused)?),
+        TypeUrl::Route => config.put_routes(&convert::route(name, wire).map_err(refused)?),
+        TypeUrl::Secret => {
+            let secret = convert::secret(name, wire).map_err(refused)?;
+            let reference = SdsRef { name: name.clone(), source: SdsSource::Ads };
+            shared.secrets.put(&reference, secret.kind).map_err(ConfigError::new)
+        }
+        TypeUrl::Extension => Err(ConfigError::new("extension configurations are not supported")),
+    }
+}
+
+/// Takes resources away.
+pub fn remove(config: &mut Configurator, shared: &SharedConfig, store: &SharedStore, ty: TypeUrl, names: &[Name]) {
+    for name in names {
+        match ty {
+            TypeUrl::Cluster => config.remove_cluster(name),
+            TypeUrl::Endpoints => config.remove_endpoints(name),
+            TypeUrl::Listener => config.remove_listener(name),
+            TypeUrl::Route => config.remove_routes(name),
+            TypeUrl::Secret => shared.secrets.remove(&SdsRef { name: name.clone(), source: SdsSource::Ads }),
+            TypeUrl::Extension => {}
+        }
+        store.lock().remove(ty, name);
+    }
+}
+
+/// Names of a type that are wanted now; `None`: all there are.
+pub fn wanted(config: &Configurator, shared: &SharedConfig, ty: TypeUrl) -> Option<Vec<Name>> {
+    match ty {
+        TypeUrl::Cluster | TypeUrl::Listener => None,
+        TypeUrl::Endpoints => Some(config.wanted_endpoints()),
+        TypeUrl::Route => Some(config.wanted_routes()),
+        TypeUrl::Secret => {
+            let all = shared.secrets.wanted().into_iter().filter(|s| s.source == SdsSource::Ads);
+            let mut names: Vec<Name> = all.map(|s| s.name).collect();
+            names.sort();
+            names.dedup();
+            Some(names)
+        }
+        TypeUrl::Extension => Some(vec![]),
+    }
+}
