@@ -38,6 +38,8 @@ pub struct ExchangeStats {
     pub version: Version,
     /// A gRPC request.
     pub grpc: bool,
+    /// Not an exchange but a connection whose bytes are forwarded: what belongs to HTTP means nothing.
+    pub tcp: bool,
     /// Client address after `x-forwarded-for`.
     pub client: SocketAddr,
     /// `x-request-id`.
@@ -224,6 +226,7 @@ impl ExchangeStats {
             sent: None,
             version: head.version,
             grpc: head.is_grpc(),
+            tcp: false,
             request_id: None,
             status: 0,
             flags: ResponseFlags::NONE,
@@ -254,6 +257,11 @@ impl ExchangeStats {
             trace: None,
             captured: Captured::default(),
         }
+    }
+    /// Of a connection whose bytes are forwarded.
+    pub fn of_connection(conn: Rc<ConnInfo>) -> Self {
+        let nothing = RequestHead::new(Method::CONNECT, Authority::empty(), PathAndQuery::from_static("/"));
+        Self { tcp: true, start: conn.accepted, ..Self::new(conn, &nothing) }
     }
     /// Path and query as they went upstream.
     pub fn sent_target(&self) -> &PathAndQuery {
@@ -289,8 +297,30 @@ pub trait ExchangeSink: std::fmt::Debug + Send + Sync {
     fn record(&self, stats: &ExchangeStats, worker: usize);
 }
 
-/// Makes the sink of an HTTP manager when that is compiled.
+/// Where forwarded connections go: one per TCP proxy.
+pub trait ConnectionSink: std::fmt::Debug + Send + Sync {
+    /// The connection has an upstream, or never will have one. Called once.
+    fn opened(&self, stats: &ExchangeStats, worker: usize);
+    /// So many more bytes from the client and to the client since the last call.
+    fn moved(&self, stats: &ExchangeStats, received: u64, sent: u64, worker: usize);
+    /// It is over. Called once, after [`ConnectionSink::opened`].
+    fn closed(&self, stats: &ExchangeStats, worker: usize);
+}
+
+/// Makes the sinks of HTTP managers and TCP proxies when those are compiled.
 pub trait Telemetry: std::fmt::Debug + Send + Sync {
+    /// Resolves what can be resolved now.
+    ///
+    /// # Errors
+    /// A format or filter that cannot be compiled.
+    fn tcp_sink(
+        &self,
+        _proxy: &model::TcpProxy,
+        _ctx: &crate::config::CompileCtx,
+    ) -> Result<Arc<dyn ConnectionSink>, crate::config::ConfigError> {
+        Ok(Arc::new(NoTelemetry))
+    }
+
     /// Resolves what can be resolved now.
     ///
     /// # Errors
@@ -308,6 +338,12 @@ pub struct NoTelemetry;
 
 impl ExchangeSink for NoTelemetry {
     fn record(&self, _stats: &ExchangeStats, _worker: usize) {}
+}
+
+impl ConnectionSink for NoTelemetry {
+    fn opened(&self, _: &ExchangeStats, _: usize) {}
+    fn moved(&self, _: &ExchangeStats, _: u64, _: u64, _: usize) {}
+    fn closed(&self, _: &ExchangeStats, _: usize) {}
 }
 
 impl Telemetry for NoTelemetry {

@@ -1,31 +1,251 @@
 //! One forwarded connection, from choosing its cluster to the record of what happened.
 
-use std::{rc::Rc, sync::Arc};
+use std::{future::poll_fn, io, pin::Pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
-use super::TcpProxy;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::{TcpProxy, copy::Direction, tunnel};
 use crate::{
     drain,
+    http::{local_reply::ResponseFlags, stats::ExchangeStats},
     net::{ConnInfo, Io},
     runtime::Worker,
+    upstream::{
+        Cluster, Endpoint, ErrorKind, LbContext, Outcome, PickError,
+        connect::{ConnectOptions, UpstreamIo, connect},
+    },
 };
 
-/// What is remembered of one forwarded connection.
-#[derive(Debug, Default)]
-pub struct ConnectionStats {
-    /// Bytes from the client.
-    pub bytes_received: u64,
-    /// Bytes to the client.
-    pub bytes_sent: u64,
+/// How often bytes of a living connection are counted, as Istio's `tcpReportingDuration`.
+const REPORT: Duration = Duration::from_secs(15);
+
+/// Counts a connection to its end, however that comes.
+struct Record {
+    stats: ExchangeStats,
+    proxy: Arc<TcpProxy>,
+    worker: usize,
+    opened: bool,
+    reported: (u64, u64),
 }
 
-/// Forwards a connection until it ends (or `drain` closes it).
-pub async fn run(
-    worker: Rc<Worker>,
-    io: Io,
-    info: Rc<ConnInfo>,
-    proxy: Arc<TcpProxy>,
-    drain: drain::Watch,
-) -> ConnectionStats {
-    let _ = (worker, io, info, proxy, drain);
-    ConnectionStats::default()
+impl Record {
+    fn open(&mut self) {
+        if !std::mem::replace(&mut self.opened, true) {
+            self.proxy.sink.opened(&self.stats, self.worker);
+        }
+    }
+    fn report(&mut self) {
+        let now = (self.stats.bytes_received, self.stats.bytes_sent);
+        let (received, sent) = (now.0 - self.reported.0, now.1 - self.reported.1);
+        if received + sent > 0 {
+            self.proxy.sink.moved(&self.stats, received, sent, self.worker);
+            self.reported = now;
+        }
+    }
+    fn fail(&mut self, flags: ResponseFlags, why: impl std::fmt::Display) {
+        self.stats.flags.insert(flags);
+        let (id, listener) = (self.stats.conn.id, &self.stats.conn.listener);
+        let cluster = self.stats.cluster_name.as_deref();
+        tracing::debug!(connection = id, %listener, cluster, response_flags = %flags.text(), "closed: {why}");
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.stats.times.end = Some(Instant::now());
+        self.open();
+        self.report();
+        self.proxy.sink.closed(&self.stats, self.worker);
+    }
+}
+
+/// Forwards a connection until both ends are done with it, or it lives or idles too long. Whoever drops the future ends
+/// it at once; it is recorded then too. `drain` is held, so that others see that it still lives.
+pub async fn run(worker: Rc<Worker>, io: Io, info: Rc<ConnInfo>, proxy: Arc<TcpProxy>, drain: drain::Watch) {
+    let stats = ExchangeStats::of_connection(info.clone());
+    let mut record = Record { stats, proxy: proxy.clone(), worker: worker.id, opened: false, reported: (0, 0) };
+    // Connecting takes more state than forwarding; its future is not kept.
+    let connected = Box::pin(upstream(&worker, &info, &proxy, &mut record)).await;
+    let Some((upstream, endpoint, early)) = connected else { return };
+    record.open();
+    forward(io, upstream, &endpoint, early, &proxy, &mut record).await;
+    drop(drain);
+}
+
+/// A connection to an endpoint, with what came over it already; `None`: there is none, the reason is recorded.
+async fn upstream(
+    worker: &Worker,
+    info: &ConnInfo,
+    proxy: &TcpProxy,
+    record: &mut Record,
+) -> Option<(UpstreamIo, Arc<Endpoint>, Vec<u8>)> {
+    let name = proxy.cluster(info, |n| worker.rng.below(n))?.clone();
+    record.stats.cluster_name = Some(name.clone());
+    let Some(cluster) = worker.shared.snapshot.load().cluster(&name).cloned() else {
+        record.fail(ResponseFlags::NC, "the cluster does not exist");
+        return None;
+    };
+    record.stats.cluster = Some(cluster.clone());
+    let mut tried: Vec<Arc<Endpoint>> = vec![];
+    for attempt in 0..proxy.config.max_connect_attempts.max(1) {
+        record.stats.attempts = attempt + 1;
+        let context = LbContext {
+            hash: proxy.hash(info),
+            tried: &tried,
+            attempt,
+            original_dst: info.original_dst.or(Some(info.local)),
+            ..LbContext::default()
+        };
+        let endpoint = match cluster.pick(&context, &worker.rng) {
+            Ok(endpoint) => endpoint,
+            Err(e @ PickError::Dropped(_)) => {
+                record.fail(ResponseFlags::DO, e);
+                return None;
+            }
+            Err(e) => {
+                record.fail(ResponseFlags::UH, e);
+                return None;
+            }
+        };
+        record.stats.endpoint = Some(endpoint.clone());
+        match attempt_one(worker, info, proxy, &cluster, &endpoint, record).await {
+            Ok((io, early)) => return Some((io, endpoint, early)),
+            Err(true) => tried.push(endpoint),
+            Err(false) => return None,
+        }
+    }
+    cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
+    record.fail(ResponseFlags::URX, "no endpoint can be connected to");
+    None
+}
+
+/// One try; the error says whether another one makes sense.
+async fn attempt_one(
+    worker: &Worker,
+    info: &ConnInfo,
+    proxy: &TcpProxy,
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<Endpoint>,
+    record: &mut Record,
+) -> Result<(UpstreamIo, Vec<u8>), bool> {
+    let options = ConnectOptions { proxied: Some((info.peer, info.local)), ..ConnectOptions::default() };
+    let (mut io, connection) = match connect(cluster, endpoint, &options).await {
+        Ok(done) => done,
+        Err(e) if e.kind == ErrorKind::Overflow => {
+            record.fail(ResponseFlags::UO, "too many connections");
+            return Err(false);
+        }
+        Err(e) => {
+            let timeout = e.kind == ErrorKind::ConnectTimeout;
+            cluster.report(endpoint, if timeout { Outcome::Timeout } else { Outcome::ConnectFailure }, &worker.rng);
+            if !e.reason.is_empty() {
+                record.stats.transport_failure = Some(e.reason.as_ref().into());
+            }
+            record.fail(ResponseFlags::UF, &e);
+            return Err(true);
+        }
+    };
+    record.stats.upstream = Some(connection);
+    let mut early = vec![];
+    if let Some(host) = &proxy.config.tunnel_hostname {
+        match tunnel::open(&mut io, host).await {
+            Ok(rest) => early = rest,
+            Err(e) => {
+                cluster.report(endpoint, Outcome::ConnectFailure, &worker.rng);
+                record.fail(ResponseFlags::UF, format_args!("no tunnel to {host}: {e}"));
+                return Err(true);
+            }
+        }
+    }
+    cluster.report(endpoint, Outcome::ConnectSuccess, &worker.rng);
+    // A later try that succeeds is a success.
+    record.stats.flags = ResponseFlags::NONE;
+    record.stats.transport_failure = None;
+    Ok((io, early))
+}
+
+/// When a connection is looked at although no byte moves: one reusable timer for the nearest of its deadlines.
+struct Deadlines {
+    timer: Pin<Box<Sleep>>,
+    idle: Duration,
+    moved: Instant,
+    end: Option<Instant>,
+    report: Instant,
+}
+
+impl Deadlines {
+    fn new(proxy: &TcpProxy, accepted: Instant) -> Self {
+        let now = Instant::now();
+        let mut new = Self {
+            timer: Box::pin(sleep_until(now)),
+            idle: proxy.config.idle_timeout,
+            moved: now,
+            end: proxy.config.max_connection_duration.and_then(|d| accepted.checked_add(d)),
+            report: now + REPORT,
+        };
+        let next = new.next();
+        new.timer.as_mut().reset(next);
+        new
+    }
+    fn idle_end(&self) -> Option<Instant> {
+        if self.idle.is_zero() { None } else { self.moved.checked_add(self.idle) }
+    }
+    fn next(&self) -> Instant {
+        [self.idle_end(), self.end].into_iter().flatten().fold(self.report, Instant::min)
+    }
+}
+
+async fn forward(
+    mut down: Io,
+    mut up: UpstreamIo,
+    endpoint: &Endpoint,
+    early: Vec<u8>,
+    proxy: &TcpProxy,
+    record: &mut Record,
+) {
+    let mut request = Direction::default();
+    let mut answer = Direction::with(early);
+    let mut deadlines = Deadlines::new(proxy, record.stats.conn.accepted);
+    let closing = endpoint.state.closing();
+    tokio::pin!(closing);
+    let result: io::Result<()> = poll_fn(|cx| {
+        let before = request.moved + answer.moved;
+        let up_to_down = answer.poll_move(cx, &mut up, &mut down);
+        let down_to_up = request.poll_move(cx, &mut down, &mut up);
+        record.stats.bytes_received = request.moved;
+        record.stats.bytes_sent = answer.moved;
+        if request.moved + answer.moved != before {
+            deadlines.moved = Instant::now();
+        }
+        match (up_to_down, down_to_up) {
+            (Poll::Ready(Err(e)), _) | (_, Poll::Ready(Err(e))) => return Poll::Ready(Err(e)),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ok(())),
+            _ => {}
+        }
+        if closing.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::Error::other("the endpoint's connections are closed")));
+        }
+        while deadlines.timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if deadlines.idle_end().is_some_and(|end| end <= now) {
+                record.fail(ResponseFlags::SI, "idle for too long");
+                return Poll::Ready(Ok(()));
+            }
+            if deadlines.end.is_some_and(|end| end <= now) {
+                record.fail(ResponseFlags::DT, "open for too long");
+                return Poll::Ready(Ok(()));
+            }
+            if deadlines.report <= now {
+                record.report();
+                deadlines.report = now + REPORT;
+            }
+            let next = deadlines.next();
+            deadlines.timer.as_mut().reset(next);
+        }
+        Poll::Pending
+    })
+    .await;
+    if let Err(e) = result {
+        tracing::debug!(connection = record.stats.conn.id, error = %e, "connection broke");
+    }
 }

@@ -11,6 +11,7 @@ pub mod peer;
 mod series;
 pub mod span;
 pub mod span_export;
+mod tcp;
 mod trace_context;
 
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use mesh_api::model;
 
 use crate::config::{CompileCtx, ConfigError};
 use crate::http::message::RequestHead;
-use crate::http::stats::{ExchangeSink, ExchangeStats, Needs, Telemetry};
+use crate::http::stats::{ConnectionSink, ExchangeSink, ExchangeStats, Needs, Telemetry};
 use access_log::{AccessLogs, LogFiles};
 use metrics::Metrics;
 use series::Reporter;
@@ -69,6 +70,12 @@ impl Telemetry for ProxyTelemetry {
         }
         let reporter = Reporter::new(node, ctx.direction);
         Ok(Arc::new(HttpSink { metrics: self.metrics.clone(), reporter, logs, tracer, needs }))
+    }
+
+    fn tcp_sink(&self, proxy: &model::TcpProxy, ctx: &CompileCtx) -> Result<Arc<dyn ConnectionSink>, ConfigError> {
+        let logs = AccessLogs::compile(&proxy.access_log, &self.logs)?;
+        let reporter = Reporter::new(&ctx.shared.node, ctx.direction);
+        Ok(Arc::new(tcp::TcpSink { metrics: self.metrics.clone(), reporter, logs }))
     }
 }
 

@@ -228,10 +228,29 @@ impl Operator {
         })
     }
 
+    /// Whether it means nothing for a connection whose bytes are forwarded.
+    fn is_of_http(&self) -> bool {
+        use Operator as O;
+        matches!(
+            self,
+            O::Request(_)
+                | O::Response(_)
+                | O::Trailer(_)
+                | O::Protocol
+                | O::UpstreamProtocol
+                | O::ResponseCodeDetails
+                | O::QueryParam(..)
+                | O::Path { .. }
+        )
+    }
+
     /// Its value, if there is one.
     pub fn value<'a>(&'a self, view: &View<'a>) -> Option<Value<'a>> {
         use Operator as O;
         let stats = view.stats;
+        if stats.tcp && self.is_of_http() {
+            return None;
+        }
         Some(match self {
             O::Constant(text) => Value::text(&**text),
             O::Request(l) => return l.find(|h| view.request_value(h)),
