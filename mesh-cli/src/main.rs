@@ -1,1 +1,50 @@
-fn main() {}
+//! `meshctl`: runs a mesh on a laptop, shows what proxies were told, checks configuration before it is applied.
+//!
+//! Data goes to standard output, messages to standard error. Exit codes are listed in `exit`.
+
+mod args;
+mod client;
+mod cmd;
+mod demo;
+mod exit;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Args, Command};
+use crate::exit::Failure;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    // Children of the demo are this very binary: their command lines belong to the planes, not to us.
+    let mut words = std::env::args_os().skip(1);
+    if let Some(code) = words.next().and_then(|first| demo::child::run(&first, words)) {
+        return code;
+    }
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match args.command {
+        Command::Demo(a) => demo::run(a),
+        Command::ProxyStatus(a) => cmd::proxy_status::run(&a),
+        Command::ProxyConfig(a) => cmd::proxy_config::run(&a),
+        Command::Validate(a) => cmd::validate::run(&a),
+        Command::Version(a) => cmd::version::run(&a),
+        Command::Completion(a) => cmd::completion::run(&a),
+    };
+    match result {
+        Ok(code) => code,
+        Err(Failure { code, message }) => {
+            anstream::eprintln!("{0}error:{0:#} {message}", output::RED);
+            code
+        }
+    }
+}

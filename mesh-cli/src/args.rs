@@ -1,0 +1,209 @@
+//! The command line. Flags and words are istioctl's and kubectl's where those have one.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// Runs, shows and checks a service mesh.
+#[derive(Debug, Parser)]
+#[command(name = "meshctl", version, propagate_version = true, max_term_width = 120)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a whole mesh on this machine: control plane, gateway, three applications with sidecars, light load
+    Demo(DemoArgs),
+    /// Which proxies are connected, and whether they took what they were sent
+    #[command(name = "proxy-status", visible_alias = "ps")]
+    ProxyStatus(StatusArgs),
+    /// What one proxy was configured with
+    #[command(name = "proxy-config", visible_alias = "pc")]
+    ProxyConfig(ConfigArgs),
+    /// Check manifests as the control plane would
+    Validate(ValidateArgs),
+    /// Versions of this program and of the control plane
+    Version(VersionArgs),
+    /// Print a completion script for a shell
+    Completion(CompletionArgs),
+}
+
+/// `demo`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct DemoArgs {
+    /// Port of the page
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+    /// Folder for configuration, state and logs; kept at the end [default: a temporary one, removed at the end]
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Start on free ports, check that everything behaves, print a line for each check, exit with 0 or 1
+    #[arg(long)]
+    pub check: bool,
+    /// Requests a second of the built-in load
+    #[arg(long, default_value_t = 4)]
+    pub load: u32,
+    /// Worker threads of each proxy
+    #[arg(long, default_value_t = 1)]
+    pub concurrency: usize,
+}
+
+/// Where the control plane answers.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ControlArgs {
+    /// Address of the control plane's monitoring port
+    #[arg(long, env = "MESHCTL_CONTROL", default_value = "127.0.0.1:15014")]
+    pub control: String,
+}
+
+/// Form of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A table.
+    #[value(alias = "table")]
+    Short,
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// `proxy-status`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct StatusArgs {
+    /// Only this proxy: NAME or NAME.NAMESPACE
+    pub proxy: Option<String>,
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Output format
+    #[arg(short, long, value_enum, default_value = "short")]
+    pub output: Format,
+}
+
+/// `proxy-config`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ConfigArgs {
+    /// Part of the configuration
+    #[command(subcommand)]
+    pub part: Part,
+}
+
+/// Parts of a proxy's configuration.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Part {
+    /// Clusters
+    #[command(visible_aliases = ["clusters", "c"])]
+    Cluster(PartArgs),
+    /// Listeners
+    #[command(visible_aliases = ["listeners", "l"])]
+    Listener(PartArgs),
+    /// Routes
+    #[command(visible_aliases = ["routes", "r"])]
+    Route(PartArgs),
+    /// Endpoints
+    #[command(visible_aliases = ["endpoints", "ep"])]
+    Endpoint(PartArgs),
+    /// Certificates and keys (keys are never shown)
+    #[command(visible_aliases = ["secrets", "s"])]
+    Secret(PartArgs),
+    /// What the proxy started with
+    #[command(visible_alias = "b")]
+    Bootstrap(PartArgs),
+    /// Everything
+    #[command(visible_alias = "a")]
+    All(PartArgs),
+}
+
+/// Which proxy, what of it, how shown.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct PartArgs {
+    /// NAME.NAMESPACE of a proxy, as proxy-status shows it
+    #[arg(required_unless_present_any = ["file", "admin"])]
+    pub proxy: Option<String>,
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Ask the proxy itself at this admin address
+    #[arg(long, conflicts_with_all = ["file", "proxy"])]
+    pub admin: Option<String>,
+    /// Read a config_dump from a file
+    #[arg(short, long, conflicts_with = "proxy")]
+    pub file: Option<PathBuf>,
+    /// Output format
+    #[arg(short, long, value_enum, default_value = "short")]
+    pub output: Format,
+    /// Only clusters of this service, by fully qualified name
+    #[arg(long)]
+    pub fqdn: Option<String>,
+    /// Only clusters of this direction: inbound or outbound
+    #[arg(long)]
+    pub direction: Option<String>,
+    /// Only clusters of this subset
+    #[arg(long)]
+    pub subset: Option<String>,
+    /// Only what is on this port
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// Only listeners or endpoints on this address
+    #[arg(long)]
+    pub address: Option<String>,
+    /// Only routes or secrets of this name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Only endpoints of this cluster
+    #[arg(long)]
+    pub cluster: Option<String>,
+    /// Only endpoints of this status, e.g. healthy
+    #[arg(long)]
+    pub status: Option<String>,
+}
+
+/// `validate`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ValidateArgs {
+    /// Files or folders with manifests; `-` is standard input
+    #[arg(short, long = "filename", required = true)]
+    pub file: Vec<PathBuf>,
+    /// Warnings count as errors
+    #[arg(long)]
+    pub strict: bool,
+    /// Also say which fields have no effect yet
+    #[arg(long)]
+    pub info: bool,
+    /// Output format
+    #[arg(short, long, value_enum, default_value = "short")]
+    pub output: Format,
+}
+
+/// `version`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct VersionArgs {
+    /// Do not ask the control plane
+    #[arg(long)]
+    pub client: bool,
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Output format
+    #[arg(short, long, value_enum, default_value = "short")]
+    pub output: Format,
+}
+
+/// `completion`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct CompletionArgs {
+    /// Shell
+    pub shell: clap_complete::Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Args::command().debug_assert();
+    }
+}

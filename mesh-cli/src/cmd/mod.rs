@@ -1,0 +1,7 @@
+//! Commands, one a module.
+
+pub mod completion;
+pub mod proxy_config;
+pub mod proxy_status;
+pub mod validate;
+pub mod version;

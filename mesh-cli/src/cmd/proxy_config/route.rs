@@ -1,0 +1,47 @@
+//! Routes: a line for each route of each virtual host.
+
+use serde_json::Value;
+
+use super::{Dump, list_at, origin, str_at};
+use crate::args::PartArgs;
+use crate::output::Table;
+
+/// NAME, VHOST NAME, DOMAINS, MATCH, VIRTUAL SERVICE.
+pub fn view(dump: &Dump, args: &PartArgs) -> (Table, Vec<Value>) {
+    let lists = [("static_route_configs", "/route_config"), ("dynamic_route_configs", "/route_config")];
+    let mut all = dump.resources("RoutesConfigDump", &lists);
+    all.sort_by_key(|r| str_at(r, "/name"));
+    all.retain(|r| args.name.as_deref().is_none_or(|n| n == str_at(r, "/name")));
+    let mut table = Table::new(&["NAME", "VHOST NAME", "DOMAINS", "MATCH", "VIRTUAL SERVICE"]);
+    for config in &all {
+        for host in list_at(config, "/virtual_hosts") {
+            let domains: Vec<&str> = list_at(host, "/domains").filter_map(Value::as_str).collect();
+            let shown = domains_shown(&domains);
+            let routes: Vec<&Value> = list_at(host, "/routes").collect();
+            for route in &routes {
+                let cause = origin(route);
+                let cause = cause.strip_prefix("virtual-service ").unwrap_or(&cause).to_owned();
+                let name = str_at(config, "/name").to_owned();
+                table.row([name, str_at(host, "/name").to_owned(), shown.clone(), matching(route), cause]);
+            }
+        }
+    }
+    (table, all.into_iter().cloned().collect())
+}
+
+/// The first domain and the one after those that only add a port, as istioctl shows them; the rest is counted.
+fn domains_shown(domains: &[&str]) -> String {
+    match domains {
+        [] => String::new(),
+        [only] => (*only).to_owned(),
+        [first, second] => format!("{first}, {second}"),
+        [first, second, rest @ ..] => format!("{first}, {second} + {} more...", rest.len()),
+    }
+}
+
+fn matching(route: &Value) -> String {
+    let m = route.get("match").unwrap_or(&Value::Null);
+    let forms = [("/path", ""), ("/prefix", "*"), ("/path_separated_prefix", "/*"), ("/safe_regex/regex", "")];
+    let found = forms.iter().find_map(|(pointer, suffix)| Some(format!("{}{suffix}", m.pointer(pointer)?.as_str()?)));
+    found.unwrap_or_else(|| "/*".to_owned())
+}

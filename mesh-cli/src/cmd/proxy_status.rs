@@ -1,0 +1,100 @@
+//! `meshctl proxy-status`: connected proxies and what became of what they were sent.
+
+use std::process::ExitCode;
+
+use serde_json::Value;
+
+use crate::args::{Format, StatusArgs};
+use crate::client;
+use crate::exit::{Failure, NEGATIVE, Outcome};
+use crate::output::{Table, print, structured};
+
+/// Types with a column of their own.
+const TYPES: [(&str, &str); 6] = [
+    ("CDS", "cluster"),
+    ("LDS", "listener"),
+    ("EDS", "endpoint"),
+    ("RDS", "route"),
+    ("SDS", "secret"),
+    ("ECDS", "extensionconfig"),
+];
+
+/// Asks the control plane, prints a line a proxy; exit code 1 when one of them refused something.
+pub fn run(args: &StatusArgs) -> Outcome {
+    let all = client::json(&args.control.control, "/debug/syncz")?;
+    let rows: Vec<&Value> = all.as_array().into_iter().flatten().filter(|r| wanted(r, args.proxy.as_deref())).collect();
+    if rows.is_empty() && args.proxy.is_some() {
+        let name = args.proxy.as_deref().unwrap_or_default();
+        return Err(Failure::new(NEGATIVE, format!("no proxy {name} is connected; meshctl ps lists those that are")));
+    }
+    if args.output != Format::Short {
+        structured(&rows, args.output)?;
+    } else {
+        print(&table(&rows));
+        for row in &rows {
+            for (short, reason) in rejections(row) {
+                print(&format!("{}: {short} rejected: {reason}", text(row, "proxy")));
+            }
+        }
+    }
+    let rejected = rows.iter().any(|r| !rejections(r).is_empty());
+    Ok(if rejected { ExitCode::from(NEGATIVE) } else { ExitCode::SUCCESS })
+}
+
+/// `NAME` or `NAME.NAMESPACE`.
+fn wanted(row: &Value, proxy: Option<&str>) -> bool {
+    let name = text(row, "proxy");
+    proxy.is_none_or(|p| name == p || name.split('.').next() == Some(p))
+}
+
+fn text<'v>(row: &'v Value, field: &str) -> &'v str {
+    row.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn table(rows: &[&Value]) -> String {
+    let mut table =
+        Table::new(&["NAME", "CLUSTER", "TYPE", "CDS", "LDS", "EDS", "RDS", "SDS", "ECDS", "ISTIOD", "VERSION"]);
+    for row in rows {
+        let mut cells = vec![text(row, "proxy"), text(row, "cluster_id"), text(row, "proxy_type")];
+        cells.extend(TYPES.iter().map(|(short, kind)| state(row, short, kind)));
+        cells.extend([text(row, "istiod"), text(row, "proxy_version")]);
+        table.row(cells);
+    }
+    table.render()
+}
+
+/// In istioctl's words.
+fn state<'v>(row: &'v Value, short: &str, kind: &str) -> &'v str {
+    if rejections(row).iter().any(|(s, _)| *s == short) {
+        return "ERROR";
+    }
+    let (sent, acked) = (text(row, &format!("{kind}_sent")), text(row, &format!("{kind}_acked")));
+    match (sent, acked) {
+        ("", _) => "NOT SENT",
+        (s, a) if s == a => "SYNCED",
+        _ => "STALE",
+    }
+}
+
+/// What the proxy refused, by type.
+fn rejections(row: &Value) -> Vec<(&str, &str)> {
+    let errors = row.get("errors").and_then(Value::as_object).into_iter().flatten();
+    errors.filter_map(|(short, why)| Some((short.as_str(), why.as_str()?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_in_istioctls_words() {
+        let row = serde_json::json!({
+            "proxy": "web.shop", "cluster_sent": "1", "cluster_acked": "1", "route_sent": "2", "route_acked": "1",
+            "listener_sent": "1", "listener_acked": "", "errors": {"LDS": "0.0.0.0_80: unknown filter"},
+        });
+        let of = |short, kind| state(&row, short, kind);
+        assert_eq!([of("CDS", "cluster"), of("RDS", "route"), of("LDS", "listener")], ["SYNCED", "STALE", "ERROR"]);
+        assert_eq!(of("EDS", "endpoint"), "NOT SENT");
+        assert!(wanted(&row, Some("web")) && wanted(&row, Some("web.shop")) && !wanted(&row, Some("we")));
+    }
+}
