@@ -121,9 +121,9 @@ fn begin_due(
         for endpoint in &endpoints {
             let state = &endpoint.state;
             let key = (number, state.id);
-            let record = records.entry(key).or_insert_with(|| {
-                Record::new(now, !state.has(Flag::FailedActive), state.has(Flag::PendingActive))
-            });
+            let record = records
+                .entry(key)
+                .or_insert_with(|| Record::new(now, !state.has(Flag::FailedActive), state.has(Flag::PendingActive)));
             if record.running || record.due > now || running.len() >= AT_ONCE {
                 continue;
             }
@@ -141,13 +141,7 @@ fn begin_due(
     }
 }
 
-fn finish(
-    cluster: &Cluster,
-    records: &mut HashMap<Key, Record>,
-    key: Key,
-    endpoint: &Endpoint,
-    verdict: Verdict,
-) {
+fn finish(cluster: &Cluster, records: &mut HashMap<Key, Record>, key: Key, endpoint: &Endpoint, verdict: Verdict) {
     let stats = &cluster.stats;
     match verdict {
         Verdict::Good => stats.health_check_success.inc(),
