@@ -10,14 +10,7 @@ use crate::exit::{Failure, NEGATIVE, Outcome};
 use crate::output::{Table, print, structured};
 
 /// Types with a column of their own.
-const TYPES: [(&str, &str); 6] = [
-    ("CDS", "cluster"),
-    ("LDS", "listener"),
-    ("EDS", "endpoint"),
-    ("RDS", "route"),
-    ("SDS", "secret"),
-    ("ECDS", "extensionconfig"),
-];
+const TYPES: [&str; 6] = ["CDS", "LDS", "EDS", "RDS", "SDS", "ECDS"];
 
 /// Asks the control plane, prints a line a proxy; exit code 1 when one of them refused something.
 pub fn run(args: &StatusArgs) -> Outcome {
@@ -56,30 +49,22 @@ fn table(rows: &[&Value]) -> String {
         Table::new(&["NAME", "CLUSTER", "TYPE", "CDS", "LDS", "EDS", "RDS", "SDS", "ECDS", "ISTIOD", "VERSION"]);
     for row in rows {
         let mut cells = vec![text(row, "proxy"), text(row, "cluster_id"), text(row, "proxy_type")];
-        cells.extend(TYPES.iter().map(|(short, kind)| state(row, short, kind)));
-        cells.extend([text(row, "istiod"), text(row, "proxy_version")]);
+        cells.extend(TYPES.iter().map(|short| state(row, short)));
+        cells.push(text(row, "proxy_version"));
         table.row(cells);
     }
     table.render()
 }
 
 /// In istioctl's words.
-fn state<'v>(row: &'v Value, short: &str, kind: &str) -> &'v str {
-    if rejections(row).iter().any(|(s, _)| *s == short) {
-        return "ERROR";
-    }
-    let (sent, acked) = (text(row, &format!("{kind}_sent")), text(row, &format!("{kind}_acked")));
-    match (sent, acked) {
-        ("", _) => "NOT SENT",
-        (s, a) if s == a => "SYNCED",
-        _ => "STALE",
-    }
+fn state<'v>(row: &'v Value, short: &str) -> &'v str {
+    row.pointer(&format!("/types/{short}/state")).and_then(Value::as_str).unwrap_or("IGNORED")
 }
 
 /// What the proxy refused, by type.
 fn rejections(row: &Value) -> Vec<(&str, &str)> {
-    let errors = row.get("errors").and_then(Value::as_object).into_iter().flatten();
-    errors.filter_map(|(short, why)| Some((short.as_str(), why.as_str()?))).collect()
+    let types = row.get("types").and_then(Value::as_object).into_iter().flatten();
+    types.filter_map(|(short, state)| Some((short.as_str(), state.get("error")?.as_str()?))).collect()
 }
 
 #[cfg(test)]
@@ -89,12 +74,14 @@ mod tests {
     #[test]
     fn states_in_istioctls_words() {
         let row = serde_json::json!({
-            "proxy": "web.shop", "cluster_sent": "1", "cluster_acked": "1", "route_sent": "2", "route_acked": "1",
-            "listener_sent": "1", "listener_acked": "", "errors": {"LDS": "0.0.0.0_80: unknown filter"},
+            "proxy": "web.shop",
+            "types": {
+                "CDS": {"state": "SYNCED", "error": null},
+                "LDS": {"state": "ERROR", "error": "0.0.0.0_80: unknown filter"},
+            },
         });
-        let of = |short, kind| state(&row, short, kind);
-        assert_eq!([of("CDS", "cluster"), of("RDS", "route"), of("LDS", "listener")], ["SYNCED", "STALE", "ERROR"]);
-        assert_eq!(of("EDS", "endpoint"), "NOT SENT");
+        assert_eq!(["CDS", "LDS", "ECDS"].map(|short| state(&row, short)), ["SYNCED", "ERROR", "IGNORED"]);
+        assert_eq!(rejections(&row), [("LDS", "0.0.0.0_80: unknown filter")]);
         assert!(wanted(&row, Some("web")) && wanted(&row, Some("web.shop")) && !wanted(&row, Some("we")));
     }
 }

@@ -159,7 +159,7 @@ pub(super) async fn config_dump<G: Generator>(
     let Some(held) = held else {
         return (StatusCode::NOT_FOUND, format!("{:?} is not connected\n", query.proxy_id)).into_response();
     };
-    crate::xds::dump::respond(&held, &query.types)
+    crate::xds::dump::respond(&held, &query.types).await
 }
 
 /// All objects in force, and what is wrong with the folder.

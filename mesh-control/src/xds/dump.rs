@@ -8,7 +8,7 @@ use axum::{
 };
 use mesh_api::xds::{
     TypeUrl,
-    dump::{ConfigDump, DumpEntry},
+    dump::{ConfigDump, DumpEntry, DumpQuery},
 };
 
 use super::hub::Held;
@@ -35,21 +35,18 @@ pub fn collect(held: &[Held]) -> ConfigDump {
     dump
 }
 
-/// The page: names and versions of what a client holds. `types` limits it, like `cds,rds`.
-pub fn respond(held: &[Held], types: &str) -> Response {
+/// The page, in Envoy's shape. `types` limits it, like `cds,rds`. Endpoints are always shown: it is the control plane
+/// that is asked, and it knows them.
+pub async fn respond(held: &[Held], types: &str) -> Response {
     let wanted = |ty: TypeUrl| types.is_empty() || types.split(',').any(|t| t.eq_ignore_ascii_case(ty.short()));
     let held: Vec<Held> = held.iter().filter(|h| wanted(h.ty)).cloned().collect();
-    let list: serde_json::Map<String, serde_json::Value> = held
-        .iter()
-        .map(|h| {
-            let resources: Vec<_> = h
-                .resources
-                .iter()
-                .map(|e| serde_json::json!({"name": &**e.name(), "version": e.version(), "bytes": e.message().len()}))
-                .collect();
-            (h.ty.as_str().to_owned(), resources.into())
-        })
-        .collect();
-    let text = serde_json::Value::Object(list).to_string();
-    (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], text).into_response()
+    // A large dump must not hold up streams.
+    let text = tokio::task::spawn_blocking(move || {
+        let query = DumpQuery { include_eds: true, ..DumpQuery::default() };
+        collect(&held).render(&query).to_string()
+    });
+    match text.await {
+        Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the dump cannot be made\n").into_response(),
+    }
 }

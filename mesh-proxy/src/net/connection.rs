@@ -77,7 +77,7 @@ pub async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, socket: Socket) 
     let guarded = watch.clone();
     match &chain.terminal {
         Some(Terminal::Http { live, .. }) => {
-            let serving = http::server::serve(worker, io, info.clone(), live.load_full(), watch);
+            let serving = http::server::serve(worker, io, info.clone(), live.clone(), watch);
             tokio::select! {
                 () = serving => {}
                 () = must_end(guarded, &chain, &info) => {}

@@ -27,11 +27,6 @@ pub struct RequestCounts {
 }
 
 impl RequestCounts {
-    /// The request has arrived completely.
-    pub fn is_complete(&self) -> bool {
-        self.end.get().is_some()
-    }
-
     /// Counts bytes that did not come as a body.
     pub fn add(&self, bytes: u64) {
         self.bytes.set(self.bytes.get() + bytes);

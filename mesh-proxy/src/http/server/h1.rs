@@ -4,7 +4,6 @@ use std::{
     convert::Infallible,
     fmt, io,
     pin::{Pin, pin},
-    rc::Rc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -15,20 +14,17 @@ use http_body::{Frame, SizeHint};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::service;
+use super::{Client, service};
 use crate::{
     drain,
-    http::{
-        exchange::Session,
-        message::{Body, BodyError},
-    },
+    http::message::{Body, BodyError},
     net,
 };
 
 /// Serves HTTP/1 on a connection. Draining: the answer in flight carries `connection: close`, an idle connection is
 /// closed at once.
-pub async fn serve(session: Rc<Session>, io: net::Io, drain: drain::Watch) {
-    let manager = session.manager.clone();
+pub(super) async fn serve(client: Client, io: net::Io, drain: drain::Watch) {
+    let manager = client.live.load_full();
     let config = &manager.config;
     let times = &config.timeouts;
     let mut builder = hyper::server::conn::http1::Builder::new();
@@ -46,7 +42,7 @@ pub async fn serve(session: Rc<Session>, io: net::Io, drain: drain::Watch) {
     }
     let draining = drain.clone();
     let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
-        let session = session.clone();
+        let session = client.session();
         let draining = draining.clone();
         async move {
             let upgrade = request.headers().contains_key(header::UPGRADE) || request.method() == Method::CONNECT;

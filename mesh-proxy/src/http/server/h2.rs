@@ -1,18 +1,14 @@
 //! HTTP/2 on hyper: streams of one connection. One of the few files that may name hyper.
 
-use std::{convert::Infallible, future::Future, io, pin::pin, rc::Rc};
+use std::{convert::Infallible, future::Future, io, pin::pin};
 
 use bytes::{Bytes, BytesMut};
 use http::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt as _;
 
-use super::{h1::PendingTunnel, service};
-use crate::{
-    drain,
-    http::{exchange::Session, message::Body},
-    net,
-};
+use super::{Client, h1::PendingTunnel, service};
+use crate::{drain, http::message::Body, net};
 
 /// What every HTTP/2 client says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -50,8 +46,8 @@ pub async fn preface(mut io: net::Io) -> io::Result<(net::Io, bool)> {
 }
 
 /// Serves HTTP/2 on a connection. Draining: GOAWAY, streams in flight are finished.
-pub async fn serve(session: Rc<Session>, io: net::Io, drain: drain::Watch) {
-    let manager = session.manager.clone();
+pub(super) async fn serve(client: Client, io: net::Io, drain: drain::Watch) {
+    let manager = client.live.load_full();
     let config = &manager.config;
     let mut builder = hyper::server::conn::http2::Builder::new(Local);
     builder
@@ -66,7 +62,7 @@ pub async fn serve(session: Rc<Session>, io: net::Io, drain: drain::Watch) {
         builder.keep_alive_interval(interval).keep_alive_timeout(timeout);
     }
     let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
-        let session = session.clone();
+        let session = client.session();
         async move {
             let connect = request.method() == Method::CONNECT;
             let tunnel = connect.then(|| PendingTunnel::new(hyper::upgrade::on(&mut request)));
