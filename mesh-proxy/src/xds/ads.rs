@@ -1,50 +1,41 @@
-//! The ADS stream: connects, asks, applies, answers, and connects again when it is lost. Meanwhile everything that was
-//! accepted stays in force.
+//! Follows the control plane over ADS: applies what comes, answers, and asks for what configuration refers to. While there
+//! is no stream everything that was accepted stays in force, and what was on its way into force goes on.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_api::model::Name;
 use mesh_api::xds::TypeUrl;
-use mesh_api::xds::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use mesh_api::xds::discovery::{DeltaDiscoveryResponse, DiscoveryResponse};
 use mesh_api::xds::envoy::config::core::v3::Node;
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::{MetadataKey, MetadataValue};
-use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, MissedTickBehavior, interval},
+};
 
-use super::apply::{self, Resource};
-use super::protocol::{Delta, Sotw, TYPES};
+use super::apply;
+use super::protocol::{Protocol, Request, Resource, Response, Update, Variant};
 use super::store::SharedStore;
+pub use super::stream::Connect;
+use super::stream::{self, Heard, Service};
+use super::subscriptions::Interest;
 use crate::config::SharedConfig;
 use crate::config::apply::{Configurator, Event};
 
-/// Largest message.
-const MAX_MESSAGE: usize = 256 << 20;
-/// Waits between attempts: doubled up to the second, jittered.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Resources that are applied before others get the thread.
+const BATCH: usize = 64;
 
 /// How it stands with the control plane.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AdsStatus {
     /// A stream is open and something was heard on it.
     pub connected: bool,
-    /// The first clusters and listeners have arrived.
+    /// The first clusters and listeners have arrived (or are not waited for any more).
     pub initial: bool,
     /// Why the last stream ended.
     pub error: Option<String>,
-}
-
-/// Makes channels to the control plane.
-pub trait Connect: Send + Sync {
-    /// A channel; every call may give another.
-    fn channel(&mut self) -> Result<Channel, String>;
-    /// Headers of the stream, read anew at each attempt.
-    fn metadata(&self) -> Vec<(String, String)>;
-    /// For messages.
-    fn place(&self) -> String;
 }
 
 /// What the client needs.
@@ -55,6 +46,12 @@ pub struct Client {
     pub delta: bool,
     /// Who we are.
     pub node: Node,
+    /// The node is sent with every request, not with the first of a stream only.
+    pub repeat_node: bool,
+    /// Clusters are asked for, with how long the first ones are waited for at the start (zero: for ever).
+    pub clusters: Option<Duration>,
+    /// Listeners likewise.
+    pub listeners: Option<Duration>,
     /// Process-wide state.
     pub shared: Arc<SharedConfig>,
     /// What was accepted.
@@ -71,243 +68,214 @@ impl std::fmt::Debug for Client {
 
 impl Client {
     /// Runs for ever.
-    pub async fn run(mut self, mut config: Configurator, mut events: mpsc::UnboundedReceiver<Event>) {
-        let mut wait = BACKOFF.0;
-        let mut sotw = Sotw::default();
+    pub async fn run(self, config: Configurator, mut events: mpsc::UnboundedReceiver<Event>) {
+        let variant = if self.delta { Variant::Delta } else { Variant::Sotw };
+        let mut driver = Driver {
+            place: self.connect.place(),
+            protocol: Protocol::new(variant, self.node, self.repeat_node),
+            config,
+            shared: self.shared,
+            store: self.store,
+            status: self.status,
+            first: First::new(self.clusters, self.listeners),
+            wanted: HashMap::new(),
+            out: None,
+        };
+        let mut heard = stream::keep_open(self.connect, Service::Ads(variant));
+        let mut tick = interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        driver.settle();
         loop {
-            let began = tokio::time::Instant::now();
-            let ended = match self.connect.channel() {
-                Err(error) => Err(Status::unavailable(error)),
-                Ok(channel) if self.delta => self.delta(channel, &mut config, &mut events).await,
-                Ok(channel) => self.sotw(channel, &mut config, &mut events, &mut sotw).await,
-            };
-            let why = match ended {
-                Ok(()) => "the stream was closed".to_owned(),
-                Err(status) => describe(&status),
-            };
-            tracing::warn!(target: "xds", "control plane {}: {why}", self.connect.place());
-            self.status.send_modify(|s| {
-                s.connected = false;
-                s.error = Some(why);
-            });
-            // A stream that held for a while was a good one.
-            wait = if began.elapsed() > Duration::from_secs(10) { BACKOFF.0 } else { (wait * 2).min(BACKOFF.1) };
-            let pause = wait.mul_f64(0.5 + rand::random::<f64>() / 2.0);
-            let until = tokio::time::sleep(pause);
-            tokio::pin!(until);
-            loop {
-                tokio::select! {
-                    () = &mut until => break,
-                    event = events.recv() => {
-                        let Some(event) = event else { return };
-                        config.note(&event);
-                        log_failures(&config.settle());
+            tokio::select! {
+                what = heard.recv() => match what {
+                    Some(Heard::Opening(out)) => driver.opening(out),
+                    Some(Heard::Response(response)) => driver.response(response).await,
+                    Some(Heard::Lost(why)) => driver.lost(why),
+                    None => return,
+                },
+                event = events.recv() => {
+                    let Some(event) = event else { return };
+                    driver.config.note(&event);
+                    // They come in heaps.
+                    while let Ok(event) = events.try_recv() {
+                        driver.config.note(&event);
                     }
                 }
-            }
-        }
-    }
-
-    fn request<T>(&self, stream: T) -> Request<T> {
-        let mut request = Request::new(stream);
-        for (key, value) in self.connect.metadata() {
-            let parsed = (MetadataKey::from_bytes(key.as_bytes()), MetadataValue::try_from(value.as_str()));
-            if let (Ok(key), Ok(value)) = parsed {
-                request.metadata_mut().insert(key, value);
-            }
-        }
-        request
-    }
-
-    fn heard(&self, ty: TypeUrl, got: &mut (bool, bool)) {
-        match ty {
-            TypeUrl::Cluster => got.0 = true,
-            TypeUrl::Listener => got.1 = true,
-            _ => {}
-        }
-        let all = *got == (true, true);
-        self.status.send_if_modified(|s| {
-            let before = s.clone();
-            s.connected = true;
-            s.error = None;
-            s.initial |= all;
-            *s != before
-        });
-    }
-
-    async fn delta(
-        &mut self,
-        channel: Channel,
-        config: &mut Configurator,
-        events: &mut mpsc::UnboundedReceiver<Event>,
-    ) -> Result<(), Status> {
-        let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        let (tx, rx) = mpsc::channel(64);
-        let mut protocol = Delta::default();
-        // Requests that begin the stream are in the queue before it is opened.
-        self.delta_interest(&mut protocol, config, &tx).await?;
-        let opening = client.delta_aggregated_resources(self.request(ReceiverStream::new(rx)));
-        let mut stream: Streaming<DeltaDiscoveryResponse> = opening.await?.into_inner();
-        let mut got = (false, false);
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
-        loop {
-            tokio::select! {
-                message = stream.message() => {
-                    let Some(response) = message? else { return Ok(()) };
-                    self.delta_response(&protocol, response, config, &tx, &mut got).await?;
-                }
-                event = events.recv() => match event {
-                    Some(event) => config.note(&event),
-                    None => return Ok(()),
-                },
                 _ = tick.tick() => {}
             }
-            log_failures(&config.settle());
-            self.delta_interest(&mut protocol, config, &tx).await?;
+            driver.settle();
         }
-    }
-
-    async fn delta_interest(
-        &self,
-        protocol: &mut Delta,
-        config: &Configurator,
-        tx: &mpsc::Sender<mesh_api::xds::discovery::DeltaDiscoveryRequest>,
-    ) -> Result<(), Status> {
-        for ty in TYPES {
-            let wanted = apply::wanted(config, &self.shared, ty);
-            let known: Vec<_> = self.store.lock().versions(ty).collect();
-            if let Some(request) = protocol.interest(ty, wanted.as_deref(), &self.node, known.into_iter()) {
-                tx.send(request).await.map_err(|_| Status::unavailable("the stream is closed"))?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn delta_response(
-        &self,
-        protocol: &Delta,
-        response: DeltaDiscoveryResponse,
-        config: &mut Configurator,
-        tx: &mpsc::Sender<mesh_api::xds::discovery::DeltaDiscoveryRequest>,
-        got: &mut (bool, bool),
-    ) -> Result<(), Status> {
-        let Some(ty) = TypeUrl::parse(&response.type_url) else {
-            return Err(Status::invalid_argument(format!("type {:?} was not asked for", response.type_url)));
-        };
-        let resources = response.resources.into_iter().map(|r| Resource {
-            name: r.name.as_str().into(),
-            version: r.version,
-            wire: r.resource.map(|any| any.value).unwrap_or_default().into(),
-        });
-        let mut refused = apply::update(config, &self.shared, &self.store, ty, resources.collect());
-        let removed: Vec<Name> = response.removed_resources.iter().map(|n| n.as_str().into()).collect();
-        apply::remove(config, &self.shared, &self.store, ty, &removed);
-        refused.extend(bind_failures(config, &self.store));
-        let answer = protocol.acknowledge(ty, &response.nonce, &refused);
-        tx.send(answer).await.map_err(|_| Status::unavailable("the stream is closed"))?;
-        self.heard(ty, got);
-        Ok(())
-    }
-
-    async fn sotw(
-        &mut self,
-        channel: Channel,
-        config: &mut Configurator,
-        events: &mut mpsc::UnboundedReceiver<Event>,
-        protocol: &mut Sotw,
-    ) -> Result<(), Status> {
-        let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        let (tx, rx) = mpsc::channel(64);
-        protocol.reconnected();
-        self.sotw_interest(protocol, config, &tx).await?;
-        let opening = client.stream_aggregated_resources(self.request(ReceiverStream::new(rx)));
-        let mut stream: Streaming<DiscoveryResponse> = opening.await?.into_inner();
-        let mut got = (false, false);
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
-        loop {
-            tokio::select! {
-                message = stream.message() => {
-                    let Some(response) = message? else { return Ok(()) };
-                    self.sotw_response(protocol, response, config, &tx, &mut got).await?;
-                }
-                event = events.recv() => match event {
-                    Some(event) => config.note(&event),
-                    None => return Ok(()),
-                },
-                _ = tick.tick() => {}
-            }
-            log_failures(&config.settle());
-            self.sotw_interest(protocol, config, &tx).await?;
-        }
-    }
-
-    async fn sotw_interest(
-        &self,
-        protocol: &mut Sotw,
-        config: &Configurator,
-        tx: &mpsc::Sender<mesh_api::xds::discovery::DiscoveryRequest>,
-    ) -> Result<(), Status> {
-        for ty in TYPES {
-            let wanted = apply::wanted(config, &self.shared, ty);
-            if let Some(request) = protocol.interest(ty, wanted.as_deref(), &self.node) {
-                tx.send(request).await.map_err(|_| Status::unavailable("the stream is closed"))?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn sotw_response(
-        &self,
-        protocol: &mut Sotw,
-        response: DiscoveryResponse,
-        config: &mut Configurator,
-        tx: &mpsc::Sender<mesh_api::xds::discovery::DiscoveryRequest>,
-        got: &mut (bool, bool),
-    ) -> Result<(), Status> {
-        let Some(ty) = TypeUrl::parse(&response.type_url) else {
-            return Err(Status::invalid_argument(format!("type {:?} was not asked for", response.type_url)));
-        };
-        let mut resources = Vec::with_capacity(response.resources.len());
-        let mut refused = Vec::new();
-        for any in response.resources {
-            match super::names::name_of(ty, &any.value) {
-                Some(name) => {
-                    let version = response.version_info.clone();
-                    resources.push(Resource { name: name.into(), version, wire: any.value.into() });
-                }
-                None => refused.push("a resource has no readable name".to_owned()),
-            }
-        }
-        let listed: Vec<Name> = resources.iter().map(|r| r.name.clone()).collect();
-        // Everything that is not listed is gone, of the types that are asked for as a whole.
-        let gone: Vec<Name> = match ty {
-            TypeUrl::Cluster | TypeUrl::Listener => {
-                self.store.lock().names(ty).into_iter().filter(|n| !listed.contains(n)).collect()
-            }
-            _ => vec![],
-        };
-        refused.extend(apply::update(config, &self.shared, &self.store, ty, resources));
-        apply::remove(config, &self.shared, &self.store, ty, &gone);
-        refused.extend(bind_failures(config, &self.store));
-        let answer = protocol.acknowledge(ty, &response.version_info, &response.nonce, &refused, &self.node);
-        tx.send(answer).await.map_err(|_| Status::unavailable("the stream is closed"))?;
-        self.heard(ty, got);
-        Ok(())
     }
 }
 
-/// Listeners that could not be bound belong into the answer to the response that brought them.
-fn bind_failures(config: &mut Configurator, store: &SharedStore) -> Vec<String> {
-    let failed = config.settle();
-    log_failures(&failed);
-    let mut store = store.lock();
-    failed
-        .into_iter()
-        .map(|(name, error)| {
-            store.refuse(TypeUrl::Listener, &name, "", bytes::Bytes::new(), &error.0);
-            format!("{name}: {error}")
-        })
-        .collect()
+/// The first answers of the control plane, which the start waits for.
+struct First {
+    since: Instant,
+    asked: (bool, bool),
+    clusters: Wait,
+    listeners: Wait,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Wait {
+    /// Not asked for, answered, or not waited for any more.
+    Over,
+    /// Until then; `None`: for ever.
+    For(Option<Duration>),
+}
+
+impl First {
+    fn new(clusters: Option<Duration>, listeners: Option<Duration>) -> Self {
+        let wait = |asked: Option<Duration>| match asked {
+            None => Wait::Over,
+            Some(limit) => Wait::For((!limit.is_zero()).then_some(limit)),
+        };
+        let asked = (clusters.is_some(), listeners.is_some());
+        Self { since: Instant::now(), asked, clusters: wait(clusters), listeners: wait(listeners) }
+    }
+    /// Whether a type is asked for as a whole.
+    fn asks(&self, ty: TypeUrl) -> bool {
+        match ty {
+            TypeUrl::Cluster => self.asked.0,
+            TypeUrl::Listener => self.asked.1,
+            _ => false,
+        }
+    }
+    fn expire(&mut self) {
+        let waited = self.since.elapsed();
+        for wait in [&mut self.clusters, &mut self.listeners] {
+            if matches!(wait, Wait::For(Some(limit)) if *limit <= waited) {
+                *wait = Wait::Over;
+            }
+        }
+    }
+    fn heard(&mut self, ty: TypeUrl) {
+        match ty {
+            TypeUrl::Cluster => self.clusters = Wait::Over,
+            TypeUrl::Listener => self.listeners = Wait::Over,
+            _ => {}
+        }
+    }
+}
+
+struct Driver {
+    place: String,
+    protocol: Protocol,
+    config: Configurator,
+    shared: Arc<SharedConfig>,
+    store: SharedStore,
+    status: Arc<watch::Sender<AdsStatus>>,
+    first: First,
+    /// Names asked for, of the types that are asked for by name.
+    wanted: HashMap<TypeUrl, BTreeSet<Name>>,
+    out: Option<mpsc::UnboundedSender<Request>>,
+}
+
+impl Driver {
+    fn opening(&mut self, out: mpsc::UnboundedSender<Request>) {
+        self.out = Some(out);
+        self.protocol.connected();
+        self.flush();
+    }
+
+    fn lost(&mut self, why: String) {
+        self.out = None;
+        self.protocol.disconnected();
+        tracing::warn!(target: "xds", "control plane {}: {why}", self.place);
+        self.status.send_modify(|s| {
+            s.connected = false;
+            s.error = Some(why);
+        });
+    }
+
+    async fn response(&mut self, response: Response) {
+        if let Some(update) = self.protocol.received(response) {
+            let refused = self.apply(&update).await;
+            self.first.heard(update.ty);
+            tracing::debug!(target: "xds", ty = update.ty.short(), version = update.version,
+                resources = update.resources.len(), removed = update.removed.len(), refused = refused.len(), "push");
+            self.protocol.judged(update, refused);
+        }
+        self.flush();
+        self.status.send_if_modified(|s| {
+            let news = !s.connected || s.error.is_some();
+            s.connected = true;
+            s.error = None;
+            news
+        });
+    }
+
+    /// Puts an update in force as far as it can be used; what cannot is told by name.
+    async fn apply(&mut self, update: &Update) -> Vec<(Name, String)> {
+        // What goes makes room for what comes: a listener may take the address of one that is gone.
+        apply::remove(&mut self.config, &self.shared, &self.store, update.ty, &update.removed);
+        let mut refused = vec![];
+        for batch in update.resources.chunks(BATCH) {
+            refused.extend(apply::update(&mut self.config, &self.shared, &self.store, update.ty, batch));
+            tokio::task::yield_now().await;
+        }
+        for (name, reason) in self.bind_failures(&update.resources) {
+            if update.ty == TypeUrl::Listener && update.resources.iter().any(|r| r.name == name) {
+                refused.push((name, reason));
+            }
+        }
+        refused
+    }
+
+    /// Listeners that could not be bound. What we have of them is not what the control plane sent.
+    fn bind_failures(&mut self, resources: &[Resource]) -> Vec<(Name, String)> {
+        let failed = self.config.settle();
+        log_failures(&failed);
+        for (name, error) in &failed {
+            let sent = resources.iter().find(|r| r.name == *name);
+            let (version, wire) = sent.map(|r| (r.version.as_str(), r.wire.clone())).unwrap_or_default();
+            self.store.lock().unbound(name, version, wire, &error.0);
+            self.protocol.lacks(TypeUrl::Listener, name);
+        }
+        failed.into_iter().map(|(name, error)| (name, error.0)).collect()
+    }
+
+    /// Brings into force what has become ready, and asks for what is newly referred to.
+    fn settle(&mut self) {
+        self.bind_failures(&[]);
+        self.first.expire();
+        if self.first.clusters == Wait::Over && self.first.listeners == Wait::Over {
+            self.status.send_if_modified(|s| !std::mem::replace(&mut s.initial, true));
+        }
+        self.subscribe();
+        self.flush();
+    }
+
+    fn subscribe(&mut self) {
+        if self.first.asks(TypeUrl::Cluster) {
+            self.protocol.subscribe(TypeUrl::Cluster, Interest::all());
+        }
+        for ty in [TypeUrl::Endpoints, TypeUrl::Secret, TypeUrl::Route] {
+            let names = apply::wanted(&self.config, &self.shared, ty);
+            let before = self.wanted.entry(ty).or_default();
+            if *before == names {
+                continue;
+            }
+            let gone: Vec<Name> = before.difference(&names).cloned().collect();
+            before.clone_from(&names);
+            self.protocol.subscribe(ty, Interest { wildcard: false, names });
+            apply::forget(&mut self.config, &self.shared, &self.store, ty, &gone);
+        }
+        // Listeners refer to clusters, which must be known before: otherwise they would be answered with "no such
+        // cluster" until then.
+        if self.first.asks(TypeUrl::Listener) && self.first.clusters == Wait::Over {
+            self.protocol.subscribe(TypeUrl::Listener, Interest::all());
+        }
+    }
+
+    fn flush(&mut self) {
+        while let Some(request) = self.protocol.next_request() {
+            // Without a stream the outbox is empty; one that has just been lost says so soon.
+            if let Some(out) = &self.out {
+                let _ = out.send(request);
+            }
+        }
+    }
 }
 
 /// Listeners that could not be bound are said out loud.
@@ -315,17 +283,4 @@ pub fn log_failures(failed: &[(Name, crate::config::ConfigError)]) {
     for (name, error) in failed {
         tracing::error!(target: "listener", "{name}: {error}");
     }
-}
-
-fn describe(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut source = std::error::Error::source(status);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = if text.is_empty() { cause_text } else { format!("{text}: {cause_text}") };
-        }
-        source = cause.source();
-    }
-    if text.is_empty() { format!("{:?}", status.code()) } else { text }
 }

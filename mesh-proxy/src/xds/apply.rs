@@ -1,47 +1,39 @@
 //! Resources of one response: decoded, applied, remembered; what cannot be used is refused by name while the rest
 //! applies. The same for both protocols.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use mesh_api::model::{Name, SdsRef, SdsSource};
 use mesh_api::xds::TypeUrl;
 
 use super::convert;
+use super::protocol::Resource;
 use super::store::SharedStore;
 use crate::config::ConfigError;
 use crate::config::SharedConfig;
 use crate::config::apply::Configurator;
 
-/// One resource as it arrived.
-#[derive(Debug)]
-pub struct Resource {
-    /// Name.
-    pub name: Name,
-    /// Version.
-    pub version: String,
-    /// Bytes of the message.
-    pub wire: Bytes,
-}
-
-/// Applies resources; the refusals, one text each.
+/// Applies resources; the refusals by name.
 pub fn update(
     config: &mut Configurator,
     shared: &SharedConfig,
     store: &SharedStore,
     ty: TypeUrl,
-    resources: Vec<Resource>,
-) -> Vec<String> {
+    resources: &[Resource],
+) -> Vec<(Name, String)> {
     let mut refused = Vec::new();
     for Resource { name, version, wire } in resources {
-        if store.lock().is_same(ty, &name, &wire) {
-            store.lock().accept(ty, &name, &version, wire);
+        if store.lock().is_same(ty, name, wire) {
+            store.lock().accept(ty, name, version, wire.clone());
             continue;
         }
-        match one(config, shared, ty, &name, &wire) {
-            Ok(()) => store.lock().accept(ty, &name, &version, wire),
+        match one(config, shared, ty, name, wire) {
+            Ok(()) => store.lock().accept(ty, name, version, wire.clone()),
             Err(error) => {
                 tracing::warn!(target: "xds", "{} {name} is refused: {error}", ty.short());
-                store.lock().refuse(ty, &name, &version, wire, &error.0);
-                refused.push(format!("{name}: {error}"));
+                store.lock().refuse(ty, name, version, wire.clone(), &error.0);
+                refused.push((name.clone(), error.0));
             }
         }
     }
@@ -70,6 +62,7 @@ fn one(
         TypeUrl::Secret => {
             let secret = convert::secret(name, wire).map_err(refused)?;
             let reference = SdsRef { name: name.clone(), source: SdsSource::Ads };
+            config.secret_exists(name, true);
             shared.secrets.put(&reference, secret.kind).map_err(ConfigError::new)
         }
         TypeUrl::Extension => Err(ConfigError::new("extension configurations are not supported")),
@@ -84,26 +77,40 @@ pub fn remove(config: &mut Configurator, shared: &SharedConfig, store: &SharedSt
             TypeUrl::Endpoints => config.remove_endpoints(name),
             TypeUrl::Listener => config.remove_listener(name),
             TypeUrl::Route => config.remove_routes(name),
-            TypeUrl::Secret => shared.secrets.remove(&SdsRef { name: name.clone(), source: SdsSource::Ads }),
+            TypeUrl::Secret => {
+                shared.secrets.remove(&SdsRef { name: name.clone(), source: SdsSource::Ads });
+                config.secret_exists(name, false);
+            }
             TypeUrl::Extension => {}
         }
         store.lock().remove(ty, name);
     }
 }
 
-/// Names of a type that are wanted now; `None`: all there are.
-pub fn wanted(config: &Configurator, shared: &SharedConfig, ty: TypeUrl) -> Option<Vec<Name>> {
-    match ty {
-        TypeUrl::Cluster | TypeUrl::Listener => None,
-        TypeUrl::Endpoints => Some(config.wanted_endpoints()),
-        TypeUrl::Route => Some(config.wanted_routes()),
-        TypeUrl::Secret => {
-            let all = shared.secrets.wanted().into_iter().filter(|s| s.source == SdsSource::Ads);
-            let mut names: Vec<Name> = all.map(|s| s.name).collect();
-            names.sort();
-            names.dedup();
-            Some(names)
+/// Forgets resources that nothing refers to any more.
+pub fn forget(config: &mut Configurator, shared: &SharedConfig, store: &SharedStore, ty: TypeUrl, names: &[Name]) {
+    for name in names {
+        match ty {
+            TypeUrl::Endpoints => config.remove_endpoints(name),
+            TypeUrl::Route => config.forget_routes(name),
+            TypeUrl::Secret => config.secret_exists(name, true),
+            TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::Extension => {}
         }
-        TypeUrl::Extension => Some(vec![]),
+        store.lock().remove(ty, name);
+    }
+    if ty == TypeUrl::Secret {
+        shared.secrets.collect();
+    }
+}
+
+/// Names of a type that are wanted now.
+pub fn wanted(config: &Configurator, shared: &SharedConfig, ty: TypeUrl) -> BTreeSet<Name> {
+    match ty {
+        TypeUrl::Endpoints => config.wanted_endpoints().into_iter().collect(),
+        TypeUrl::Route => config.wanted_routes().into_iter().collect(),
+        TypeUrl::Secret => {
+            shared.secrets.wanted().into_iter().filter(|s| s.source == SdsSource::Ads).map(|s| s.name).collect()
+        }
+        TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::Extension => BTreeSet::new(),
     }
 }

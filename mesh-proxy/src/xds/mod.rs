@@ -4,8 +4,9 @@
 pub mod ads;
 mod apply;
 pub mod convert;
-mod names;
 pub mod node;
 pub mod protocol;
 pub mod services;
 pub mod store;
+pub mod stream;
+pub mod subscriptions;

@@ -1,205 +1,457 @@
-//! The client's side of both ADS protocols, without IO: which requests a response or a change of interest calls for.
+//! The client side of the xDS transport protocol, incremental and state of the world, without sockets and clocks.
+//!
+//! Owns subscriptions, nonces, versions and what an acknowledgement says: a refused resource is named in a NACK while the
+//! good ones of the same response are taken. Inputs are calls, outputs wait in an outbox, so that a script of messages is
+//! a test. Must not know what resources mean, how they are transported, nor when.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::Duration,
+};
 
-use mesh_api::model::Name;
-use mesh_api::xds::TypeUrl;
-use mesh_api::xds::discovery::{DeltaDiscoveryRequest, DiscoveryRequest};
-use mesh_api::xds::envoy::config::core::v3::Node;
-use mesh_api::xds::google::rpc::Status;
+use bytes::Bytes;
+use mesh_api::{
+    model::Name,
+    xds::{
+        TypeUrl,
+        discovery::{
+            DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource as Wrapped,
+        },
+        envoy::config::core::v3::Node,
+        google::{protobuf::Any, rpc::Status},
+    },
+};
+use prost::Message;
 
-/// Types that are asked for, in the order in which a stream begins.
-pub const TYPES: [TypeUrl; 5] =
-    [TypeUrl::Cluster, TypeUrl::Listener, TypeUrl::Endpoints, TypeUrl::Route, TypeUrl::Secret];
+use super::subscriptions::{Interest, Subscription};
 
-/// gRPC's `INVALID_ARGUMENT`, as Envoy says in a NACK.
+/// gRPC's `INVALID_ARGUMENT`, which every NACK says.
 const INVALID_ARGUMENT: i32 = 3;
-/// Longest text of a NACK.
+/// Longest text of a NACK; the names come first.
 const MAX_DETAIL: usize = 8 << 10;
+/// A resource in a wrapper (state of the world with names or lifetimes).
+const WRAPPER: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 
-fn detail(refused: &[String]) -> Option<Status> {
-    if refused.is_empty() {
-        return None;
-    }
-    let mut message = refused.join("; ");
-    if let Some((cut, _)) = message.char_indices().find(|(i, _)| *i >= MAX_DETAIL) {
-        message.truncate(cut);
-    }
-    Some(Status { code: INVALID_ARGUMENT, message, details: vec![] })
+/// Which form of the protocol is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// Incremental.
+    Delta,
+    /// State of the world.
+    Sotw,
 }
 
-/// One type on one delta stream.
-#[derive(Debug, Default)]
-struct DeltaType {
-    begun: bool,
-    subscribed: BTreeSet<Name>,
+/// A message to the server.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Request {
+    /// Incremental.
+    Delta(Box<DeltaDiscoveryRequest>),
+    /// State of the world.
+    Sotw(Box<DiscoveryRequest>),
 }
 
-/// A delta stream.
-#[derive(Debug, Default)]
-pub struct Delta {
-    types: BTreeMap<TypeUrl, DeltaType>,
-    node_sent: bool,
+/// A message from the server.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Response {
+    /// Incremental.
+    Delta(Box<DeltaDiscoveryResponse>),
+    /// State of the world.
+    Sotw(Box<DiscoveryResponse>),
 }
 
-impl Delta {
-    /// Interest in a type; `None`: in all there is. The request that tells of it, if the server does not know yet.
-    pub fn interest(
-        &mut self,
-        ty: TypeUrl,
-        wanted: Option<&[Name]>,
-        node: &Node,
-        known: impl Iterator<Item = (String, String)>,
-    ) -> Option<DeltaDiscoveryRequest> {
-        let state = self.types.entry(ty).or_default();
-        let wanted: BTreeSet<Name> = wanted.unwrap_or_default().iter().cloned().collect();
-        let wildcard = matches!(ty, TypeUrl::Cluster | TypeUrl::Listener);
-        let subscribe: Vec<String> = wanted.difference(&state.subscribed).map(ToString::to_string).collect();
-        let unsubscribe: Vec<String> = state.subscribed.difference(&wanted).map(ToString::to_string).collect();
-        // A request without names would be a wildcard, so a type without interest is not begun at all.
-        let begin = !state.begun && (wildcard || !subscribe.is_empty());
-        if !begin && subscribe.is_empty() && unsubscribe.is_empty() {
-            return None;
-        }
-        let first = !std::mem::replace(&mut state.begun, true);
-        state.subscribed = wanted;
-        let initial =
-            if first { known.filter(|(n, _)| wildcard || subscribe.contains(n)).collect() } else { Default::default() };
-        Some(DeltaDiscoveryRequest {
-            node: (!std::mem::replace(&mut self.node_sent, true)).then(|| node.clone()),
-            type_url: ty.as_str().to_owned(),
-            resource_names_subscribe: subscribe,
-            resource_names_unsubscribe: unsubscribe,
-            initial_resource_versions: initial,
-            ..DeltaDiscoveryRequest::default()
-        })
-    }
-
-    /// The answer to a response.
-    pub fn acknowledge(&self, ty: TypeUrl, nonce: &str, refused: &[String]) -> DeltaDiscoveryRequest {
-        DeltaDiscoveryRequest {
-            type_url: ty.as_str().to_owned(),
-            response_nonce: nonce.to_owned(),
-            error_detail: detail(refused),
-            ..DeltaDiscoveryRequest::default()
-        }
-    }
+/// A resource as it came.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resource {
+    /// Name.
+    pub name: Name,
+    /// Version.
+    pub version: String,
+    /// The message, without `Any` around it.
+    pub wire: Bytes,
 }
 
-/// One type on one state-of-the-world stream.
-#[derive(Debug, Default)]
-struct SotwType {
-    begun: bool,
-    names: Vec<Name>,
-    version: String,
+/// What a response asks us to do. To be given back by [`Protocol::judged`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Update {
+    /// Type of the resources.
+    pub ty: TypeUrl,
+    /// Version of the response.
+    pub version: String,
+    /// New or changed.
+    pub resources: Vec<Resource>,
+    /// Gone.
+    pub removed: Vec<Name>,
+    /// Refused by their envelope already.
+    pub refused: Vec<(Name, String)>,
     nonce: String,
 }
 
-/// A state-of-the-world stream. Versions outlive streams.
-#[derive(Debug, Default)]
-pub struct Sotw {
-    types: BTreeMap<TypeUrl, SotwType>,
-    node_sent: bool,
+/// The state machine of one stream and all streams after it.
+#[derive(Debug)]
+pub struct Protocol {
+    variant: Variant,
+    node: Node,
+    /// The node is sent with every request.
+    repeat_node: bool,
+    introduced: bool,
+    connected: bool,
+    types: HashMap<TypeUrl, Subscription>,
+    outbox: VecDeque<Request>,
 }
 
-impl Sotw {
-    /// A new stream after a lost one: accepted versions are still true, nonces are not.
-    pub fn reconnected(&mut self) {
-        self.node_sent = false;
-        for state in self.types.values_mut() {
-            state.begun = false;
-            state.nonce.clear();
-        }
-    }
+/// What all resource types have first: their name.
+#[derive(Clone, PartialEq, Message)]
+struct Named {
+    #[prost(string, tag = "1")]
+    name: String,
+}
 
-    fn request(&mut self, ty: TypeUrl, node: &Node, refused: &[String]) -> DiscoveryRequest {
-        let node = (!std::mem::replace(&mut self.node_sent, true)).then(|| node.clone());
-        let state = self.types.entry(ty).or_default();
-        DiscoveryRequest {
-            version_info: state.version.clone(),
+impl Protocol {
+    /// Not connected, nothing wanted.
+    pub fn new(variant: Variant, node: Node, repeat_node: bool) -> Self {
+        Self {
+            variant,
             node,
-            resource_names: state.names.iter().map(ToString::to_string).collect(),
-            type_url: ty.as_str().to_owned(),
-            response_nonce: state.nonce.clone(),
-            error_detail: detail(refused),
-            ..DiscoveryRequest::default()
+            repeat_node,
+            introduced: false,
+            connected: false,
+            types: HashMap::new(),
+            outbox: VecDeque::new(),
         }
     }
 
-    /// Interest in a type; `None`: in all there is. The request that tells of it, if the server does not know yet.
-    pub fn interest(&mut self, ty: TypeUrl, wanted: Option<&[Name]>, node: &Node) -> Option<DiscoveryRequest> {
-        let state = self.types.entry(ty).or_default();
-        let wildcard = wanted.is_none();
-        let wanted = wanted.unwrap_or_default();
-        if state.begun && state.names == wanted {
-            return None;
-        }
-        if !state.begun && !wildcard && wanted.is_empty() {
-            return None;
-        }
-        state.begun = true;
-        state.names = wanted.to_vec();
-        Some(self.request(ty, node, &[]))
+    /// Which form is spoken.
+    pub fn variant(&self) -> Variant {
+        self.variant
     }
 
-    /// The answer to a response.
-    pub fn acknowledge(
-        &mut self,
-        ty: TypeUrl,
-        version: &str,
-        nonce: &str,
-        refused: &[String],
-        node: &Node,
-    ) -> DiscoveryRequest {
-        let state = self.types.entry(ty).or_default();
-        state.nonce = nonce.to_owned();
-        if refused.is_empty() {
-            state.version = version.to_owned();
+    /// A new stream is open: says everything again, in make-before-break order.
+    pub fn connected(&mut self) {
+        self.disconnected();
+        self.connected = true;
+        for ty in TypeUrl::ALL {
+            self.ask(ty);
         }
-        self.request(ty, node, refused)
+    }
+
+    /// The stream is gone. What was accepted stays.
+    pub fn disconnected(&mut self) {
+        self.connected = false;
+        self.introduced = false;
+        self.outbox.clear();
+        self.types.values_mut().for_each(Subscription::reset);
+    }
+
+    /// Changes what is wanted of a type.
+    pub fn subscribe(&mut self, ty: TypeUrl, interest: Interest) {
+        let sub = self.types.entry(ty).or_default();
+        if sub.interest != interest {
+            sub.want(interest);
+            self.ask(ty);
+        }
+    }
+
+    /// The next message to send.
+    pub fn next_request(&mut self) -> Option<Request> {
+        self.outbox.pop_front()
+    }
+
+    /// Accepted resources of a type, with versions.
+    pub fn held(&self, ty: TypeUrl) -> impl Iterator<Item = (&Name, &String)> {
+        self.types.get(&ty).into_iter().flat_map(|s| &s.held)
+    }
+
+    /// An accepted resource turned out to be unusable later: it is not said to be held any more.
+    pub fn lacks(&mut self, ty: TypeUrl, name: &str) {
+        if let Some(sub) = self.types.get_mut(&ty) {
+            sub.held.remove(name);
+        }
+    }
+
+    /// A message came. `None`: nothing to do (its acknowledgement, when it needs one, waits in the outbox).
+    pub fn received(&mut self, response: Response) -> Option<Update> {
+        match response {
+            Response::Delta(r) => self.received_delta(*r),
+            Response::Sotw(r) => self.received_sotw(*r),
+        }
+    }
+
+    /// An update was applied, but for the resources refused here: acknowledges it, or names what is wrong.
+    pub fn judged(&mut self, update: Update, refused: Vec<(Name, String)>) {
+        let Update { ty, version, resources, removed, refused: mut all, nonce } = update;
+        all.extend(refused);
+        let Some(sub) = self.types.get_mut(&ty) else { return };
+        let bad: HashSet<&Name> = all.iter().map(|(n, _)| n).collect();
+        for resource in resources {
+            if !bad.contains(&resource.name) && sub.interest.wants(&resource.name) {
+                sub.held.insert(resource.name, resource.version);
+            }
+        }
+        for name in removed {
+            sub.held.remove(&name);
+        }
+        if all.is_empty() {
+            sub.accepted = version;
+        }
+        let error = (!all.is_empty()).then(|| complaint(ty, &all));
+        self.acknowledge(ty.as_str(), Some(ty), nonce, error);
+    }
+
+    fn received_delta(&mut self, response: DeltaDiscoveryResponse) -> Option<Update> {
+        let ty = self.known(&response.type_url, &response.nonce)?;
+        let sub = self.types.get_mut(&ty)?;
+        sub.nonce.clone_from(&response.nonce);
+        let mut update = Update {
+            ty,
+            version: response.system_version_info,
+            resources: Vec::with_capacity(response.resources.len()),
+            removed: vec![],
+            refused: vec![],
+            nonce: response.nonce,
+        };
+        let mut seen = HashSet::new();
+        for wrapped in response.resources {
+            let name: Name = wrapped.name.as_str().into();
+            if !sub.interest.wants(&name) {
+                continue; // not wanted any more when it came
+            }
+            if !seen.insert(name.clone()) {
+                update.refused.push((name, "stands twice in one response".to_owned()));
+                continue;
+            }
+            // Without content it is only a sign of life.
+            let Some(any) = wrapped.resource else { continue };
+            update.take(ty, name, wrapped.version, any);
+        }
+        for name in response.removed_resources {
+            let name: Name = name.into();
+            if sub.interest.wants(&name) || sub.held.contains_key(&name) {
+                update.removed.push(name);
+            }
+        }
+        Some(update)
+    }
+
+    fn received_sotw(&mut self, response: DiscoveryResponse) -> Option<Update> {
+        let ty = self.known(&response.type_url, &response.nonce)?;
+        let sub = self.types.get_mut(&ty)?;
+        sub.nonce.clone_from(&response.nonce);
+        let mut update = Update {
+            ty,
+            version: response.version_info,
+            resources: Vec::with_capacity(response.resources.len()),
+            removed: vec![],
+            refused: vec![],
+            nonce: response.nonce,
+        };
+        let mut seen = HashSet::new();
+        for any in response.resources {
+            let (name, any) = match unwrap(any) {
+                Ok(found) => found,
+                Err(reason) => {
+                    update.refused.push(("".into(), reason));
+                    continue;
+                }
+            };
+            if !seen.insert(name.clone()) {
+                update.refused.push((name, "stands twice in one response".to_owned()));
+            } else if sub.interest.wants(&name)
+                && let Some(any) = any
+            {
+                let version = update.version.clone();
+                update.take(ty, name, version, any);
+            }
+        }
+        // Of these two types a response is everything there is; of the others what is missing says nothing.
+        let whole = matches!(ty, TypeUrl::Cluster | TypeUrl::Listener);
+        if whole && update.refused.iter().all(|(name, _)| !name.is_empty()) {
+            update.removed = sub.held.keys().filter(|n| !seen.contains(*n)).cloned().collect();
+            update.removed.sort();
+        }
+        Some(update)
+    }
+
+    /// The type of a response; what we do not know is refused, what we never asked for acknowledged and left.
+    fn known(&mut self, type_url: &str, nonce: &str) -> Option<TypeUrl> {
+        let ty = TypeUrl::parse(type_url);
+        match ty {
+            None => {
+                let text = format!("unknown resource type {type_url:?}");
+                self.acknowledge(type_url, None, nonce.to_owned(), Some(text));
+                None
+            }
+            Some(ty) if !self.types.contains_key(&ty) => {
+                self.acknowledge(type_url, None, nonce.to_owned(), None);
+                None
+            }
+            found => found,
+        }
+    }
+
+    fn acknowledge(&mut self, type_url: &str, ty: Option<TypeUrl>, nonce: String, error: Option<String>) {
+        if !self.connected {
+            return;
+        }
+        let error_detail = error.map(|message| Status { code: INVALID_ARGUMENT, message, details: vec![] });
+        let request = match self.variant {
+            Variant::Delta => Request::Delta(Box::new(DeltaDiscoveryRequest {
+                node: self.introduce(),
+                type_url: type_url.to_owned(),
+                response_nonce: nonce,
+                error_detail,
+                ..Default::default()
+            })),
+            Variant::Sotw => {
+                let sub = ty.and_then(|ty| self.types.get_mut(&ty));
+                let (names, version) = sub.map(|s| (listed(s), s.accepted.clone())).unwrap_or_default();
+                Request::Sotw(Box::new(DiscoveryRequest {
+                    node: self.introduce(),
+                    type_url: type_url.to_owned(),
+                    response_nonce: nonce,
+                    resource_names: names,
+                    version_info: version,
+                    error_detail,
+                    ..Default::default()
+                }))
+            }
+        };
+        self.outbox.push_back(request);
+    }
+
+    /// Tells the server what it does not know yet of what we want.
+    fn ask(&mut self, ty: TypeUrl) {
+        if !self.connected {
+            return;
+        }
+        let Some(sub) = self.types.get_mut(&ty) else { return };
+        if !sub.asked && sub.interest.is_none() {
+            return; // the first request with no names would mean all of them
+        }
+        let first = !std::mem::replace(&mut sub.asked, true);
+        let difference = sub.catch_up();
+        let request = match self.variant {
+            Variant::Delta => {
+                let mut subscribe: Vec<String> = difference.subscribe.iter().map(|n| n.to_string()).collect();
+                if sub.interest.wildcard && first && !subscribe.is_empty() {
+                    subscribe.insert(0, "*".to_owned());
+                }
+                let initial_resource_versions = match first {
+                    true => sub.held.iter().map(|(n, v)| (n.to_string(), v.clone())).collect(),
+                    false => HashMap::new(),
+                };
+                let unsubscribe: Vec<String> = difference.unsubscribe.iter().map(|n| n.to_string()).collect();
+                if !first && subscribe.is_empty() && unsubscribe.is_empty() {
+                    return;
+                }
+                Request::Delta(Box::new(DeltaDiscoveryRequest {
+                    type_url: ty.as_str().to_owned(),
+                    resource_names_subscribe: subscribe,
+                    resource_names_unsubscribe: unsubscribe,
+                    initial_resource_versions,
+                    ..Default::default()
+                }))
+            }
+            Variant::Sotw => Request::Sotw(Box::new(DiscoveryRequest {
+                type_url: ty.as_str().to_owned(),
+                resource_names: listed(sub),
+                version_info: sub.accepted.clone(),
+                response_nonce: sub.nonce.clone(),
+                ..Default::default()
+            })),
+        };
+        let node = self.introduce();
+        self.outbox.push_back(match request {
+            Request::Delta(r) => Request::Delta(Box::new(DeltaDiscoveryRequest { node, ..*r })),
+            Request::Sotw(r) => Request::Sotw(Box::new(DiscoveryRequest { node, ..*r })),
+        });
+    }
+
+    fn introduce(&mut self) -> Option<Node> {
+        let first = !std::mem::replace(&mut self.introduced, true);
+        (first || self.repeat_node).then(|| self.node.clone())
+    }
+}
+
+/// Names of a state-of-the-world request; none: everything.
+fn listed(sub: &Subscription) -> Vec<String> {
+    let mut names: Vec<String> = sub.interest.names.iter().map(|n| n.to_string()).collect();
+    if sub.interest.wildcard && !names.is_empty() {
+        names.insert(0, "*".to_owned());
+    }
+    names
+}
+
+impl Update {
+    fn take(&mut self, ty: TypeUrl, name: Name, version: String, any: Any) {
+        if any.type_url == ty.as_str() {
+            self.resources.push(Resource { name, version, wire: any.value.into() });
+        } else {
+            let reason = format!("is a {:?}, not a {}", any.type_url, ty.as_str());
+            self.refused.push((name, reason));
+        }
+    }
+}
+
+/// Name and content of a resource in a state-of-the-world response.
+fn unwrap(any: Any) -> Result<(Name, Option<Any>), String> {
+    let broken = |e: prost::DecodeError| format!("a resource cannot be decoded: {e}");
+    if any.type_url == WRAPPER {
+        let wrapped = Wrapped::decode(any.value.as_slice()).map_err(broken)?;
+        return Ok((wrapped.name.into(), wrapped.resource));
+    }
+    let named = Named::decode(any.value.as_slice()).map_err(broken)?;
+    Ok((named.name.into(), Some(any)))
+}
+
+/// The text of a NACK.
+fn complaint(ty: TypeUrl, refused: &[(Name, String)]) -> String {
+    let what = match ty {
+        TypeUrl::Cluster => "cluster",
+        TypeUrl::Endpoints => "load assignment",
+        TypeUrl::Secret => "secret",
+        TypeUrl::Listener => "listener",
+        TypeUrl::Route => "route configuration",
+        TypeUrl::Extension => "extension",
+    };
+    let mut out = format!("Error adding/updating {what}(s) ");
+    for (i, (name, reason)) in refused.iter().enumerate() {
+        if out.len() > MAX_DETAIL {
+            out.push_str(&format!("; and {} more", refused.len() - i));
+            break;
+        }
+        if i > 0 {
+            out.push_str("; ");
+        }
+        out.push_str(name);
+        out.push_str(": ");
+        // Conversions name the resource themselves.
+        out.push_str(reason.strip_prefix(&**name).and_then(|r| r.strip_prefix(": ")).unwrap_or(reason));
+    }
+    out
+}
+
+/// Growing pauses between attempts to connect.
+#[derive(Debug, Clone, Default)]
+pub struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(200);
+    const LONGEST: Duration = Duration::from_secs(4);
+
+    /// The server has said something: the next pause is short again. An opened stream alone is no such sign.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// The pause before the next attempt; `random` in `0.0..1.0`.
+    pub fn next(&mut self, random: f64) -> Duration {
+        let pause = Self::FIRST.saturating_mul(1 << self.failures.min(16)).min(Self::LONGEST);
+        self.failures = self.failures.saturating_add(1);
+        pause.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(all: &[&str]) -> Vec<Name> {
-        all.iter().map(|n| Name::from(*n)).collect()
-    }
-
-    #[test]
-    fn delta_begins_with_versions_and_tells_differences() {
-        let node = Node { id: "n".to_owned(), ..Node::default() };
-        let mut delta = Delta::default();
-        let known = || [("c".to_owned(), "1".to_owned())].into_iter();
-        let first = delta.interest(TypeUrl::Cluster, None, &node, known()).unwrap();
-        assert_eq!((first.initial_resource_versions["c"].as_str(), first.node.is_some()), ("1", true));
-        assert!(first.resource_names_subscribe.is_empty());
-        assert!(delta.interest(TypeUrl::Cluster, None, &node, known()).is_none());
-        let none = std::iter::empty;
-        assert!(delta.interest(TypeUrl::Endpoints, Some(&[]), &node, none()).is_none(), "no names is no wildcard");
-        let two = delta.interest(TypeUrl::Endpoints, Some(&names(&["a", "b"])), &node, none()).unwrap();
-        assert_eq!((two.resource_names_subscribe.len(), two.node), (2, None));
-        let change = delta.interest(TypeUrl::Endpoints, Some(&names(&["b", "c"])), &node, none()).unwrap();
-        assert_eq!(change.resource_names_subscribe, ["c"]);
-        assert_eq!(change.resource_names_unsubscribe, ["a"]);
-        let nack = delta.acknowledge(TypeUrl::Cluster, "7", &["c: bad".to_owned()]);
-        assert_eq!((nack.response_nonce.as_str(), nack.error_detail.unwrap().message.as_str()), ("7", "c: bad"));
-    }
-
-    #[test]
-    fn sotw_keeps_the_accepted_version_in_a_nack_and_over_streams() {
-        let node = Node::default();
-        let mut sotw = Sotw::default();
-        assert!(sotw.interest(TypeUrl::Listener, None, &node).is_some());
-        let ack = sotw.acknowledge(TypeUrl::Listener, "1", "a", &[], &node);
-        assert_eq!((ack.version_info.as_str(), ack.response_nonce.as_str()), ("1", "a"));
-        let nack = sotw.acknowledge(TypeUrl::Listener, "2", "b", &["x".to_owned()], &node);
-        assert_eq!((nack.version_info.as_str(), nack.response_nonce.as_str()), ("1", "b"));
-        sotw.reconnected();
-        let again = sotw.interest(TypeUrl::Listener, None, &node).unwrap();
-        assert_eq!((again.version_info.as_str(), again.response_nonce.as_str()), ("1", ""));
-        assert!(again.node.is_some());
-    }
-}
+mod tests;

@@ -61,6 +61,15 @@ impl Store {
         });
     }
 
+    /// An accepted listener could not be bound: what was sent counts as refused.
+    pub fn unbound(&mut self, name: &Name, version: &str, wire: Bytes, why: &str) {
+        let Some(entry) = self.resources.get_mut(&TypeUrl::Listener).and_then(|all| all.get_mut(name)) else { return };
+        let wire = if wire.is_empty() { entry.wire.take() } else { Some(wire) };
+        let version = if version.is_empty() { std::mem::take(&mut entry.version) } else { version.to_owned() };
+        entry.wire = None;
+        entry.error = Some(DumpError { wire, version, at: Some(SystemTime::now()), details: why.to_owned() });
+    }
+
     /// A resource is gone.
     pub fn remove(&mut self, ty: TypeUrl, name: &str) {
         if let Some(all) = self.resources.get_mut(&ty) {
