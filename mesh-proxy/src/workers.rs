@@ -1,6 +1,6 @@
 //! Worker threads and the sockets they accept on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -92,67 +92,102 @@ async fn serve(
 pub struct Sockets {
     siblings: Arc<Siblings>,
     bound: HashMap<Name, Bound>,
+    /// Addresses that were ever ours: they are shared with sockets of our own that close in their own time.
+    ours: HashSet<Address>,
 }
 
-#[derive(Debug)]
+/// An address as declared, and whether its socket is transparent.
+type Place = (Address, bool);
+
+#[derive(Debug, Default)]
 struct Bound {
+    open: HashMap<Place, Open>,
+}
+
+/// An address that is listened at.
+#[derive(Debug)]
+struct Open {
     active: Arc<ActiveListener>,
-    addresses: Vec<Address>,
-    _pipes: Vec<PipeFile>,
+    _pipe: Option<PipeFile>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.active.stop.close();
+    }
 }
 
 impl Sockets {
     /// Nothing is bound yet.
     pub fn new(siblings: Arc<Siblings>) -> Self {
-        Self { siblings, bound: HashMap::new() }
+        Self { siblings, bound: HashMap::new(), ours: HashSet::new() }
     }
 
-    fn bind(&self, listener: &Arc<Listener>) -> Result<Bound, ConfigError> {
-        let mut all: Vec<BoundSockets> = Vec::new();
-        let workers = self.siblings.workers.len();
-        if listener.config.bind_to_port && !listener.config.api_listener {
-            for address in listener.addresses() {
-                let bound = socket::bind(address, workers, listener.config.transparent, true)
-                    .map_err(|e| ConfigError::new(format!("cannot bind {address}: {e}")))?;
-                bound.listen().map_err(|e| ConfigError::new(format!("cannot listen at {address}: {e}")))?;
-                all.push(bound);
-            }
-        }
+    fn bind(&mut self, (address, transparent): &Place) -> Result<BoundSockets, ConfigError> {
+        let exclusive = !self.ours.contains(address);
+        let bound = socket::bind(address, self.siblings.workers.len(), *transparent, exclusive)
+            .map_err(|e| ConfigError::new(format!("cannot bind {address}: {e}")))?;
+        bound.listen().map_err(|e| ConfigError::new(format!("cannot listen at {address}: {e}")))?;
+        Ok(bound)
+    }
+
+    fn accept(&self, bound: BoundSockets, listener: &Arc<Listener>) -> Open {
+        let BoundSockets { address, sockets, pipe } = bound;
         let active = ActiveListener::new(listener.clone());
-        let mut pipes = Vec::new();
-        for BoundSockets { address, sockets, pipe } in all {
-            tracing::info!(target: "listener", "{} listens at {address}", listener.config.name);
-            for (worker, socket) in self.siblings.workers.iter().zip(sockets) {
-                let command = Command::Listen { socket, address: address.clone(), active: active.clone() };
-                let _ = worker.commands.send(command);
+        tracing::info!(target: "listener", "{} listens at {address}", listener.config.name);
+        for (worker, socket) in self.siblings.workers.iter().zip(sockets) {
+            let command = Command::Listen { socket, address: address.clone(), active: active.clone() };
+            if worker.commands.send(command).is_err() {
+                tracing::error!(target: "listener", "a worker thread is gone");
             }
-            pipes.extend(pipe);
         }
-        let addresses = listener::addresses(&listener.config).cloned().collect();
-        Ok(Bound { active, addresses, _pipes: pipes })
+        Open { active, _pipe: pipe }
+    }
+
+    /// Another listener of ours that is at this address.
+    fn holder(&self, place: &Place, not: &Name) -> Option<&Name> {
+        self.bound.iter().find(|(name, b)| *name != not && b.open.keys().any(|(a, _)| *a == place.0)).map(|(n, _)| n)
     }
 }
 
 impl Bind for Sockets {
     fn put(&mut self, listener: Arc<Listener>) -> Result<(), ConfigError> {
-        let name = listener.config.name.clone();
-        let addresses: Vec<Address> = listener::addresses(&listener.config).cloned().collect();
-        if let Some(bound) = self.bound.get(&name)
-            && bound.addresses == addresses
-        {
-            bound.active.current.store(listener);
-            return Ok(());
+        let config = &listener.config;
+        let mut places: Vec<Place> = vec![];
+        if config.bind_to_port && !config.api_listener {
+            for address in listener::addresses(config) {
+                let place = (address.clone(), config.transparent);
+                if !places.contains(&place) {
+                    places.push(place);
+                }
+            }
         }
-        // Another place: the old one is given up first, since the two may overlap.
-        self.remove(&name);
-        let bound = self.bind(&listener)?;
-        self.bound.insert(name, bound);
+        // New addresses first: when one cannot be had, everything stays as it is.
+        let mut fresh = vec![];
+        for place in &places {
+            if self.bound.get(&config.name).is_some_and(|b| b.open.contains_key(place)) {
+                continue;
+            }
+            let any_port = matches!(place.0, Address::Socket(a) if a.port() == 0);
+            if !any_port && let Some(other) = self.holder(place, &config.name) {
+                return Err(ConfigError::new(format!("{} is taken by listener {other}", place.0)));
+            }
+            fresh.push((place.clone(), self.bind(place)?));
+        }
+        let mut bound = self.bound.remove(&config.name).unwrap_or_default();
+        bound.open.retain(|place, _| places.contains(place));
+        for open in bound.open.values() {
+            open.active.current.store(listener.clone());
+        }
+        for (place, sockets) in fresh {
+            self.ours.insert(sockets.address.clone());
+            bound.open.insert(place, self.accept(sockets, &listener));
+        }
+        self.bound.insert(config.name.clone(), bound);
         Ok(())
     }
 
     fn remove(&mut self, name: &str) {
-        if let Some(bound) = self.bound.remove(name) {
-            bound.active.stop.close();
-        }
+        self.bound.remove(name);
     }
 }

@@ -52,6 +52,10 @@ pub fn run(w: &Workload, gateway: bool, set_level: SetLevel) -> anyhow::Result<(
         connect: Box::new(ByTls { control, token: w.identity.token.clone() }),
         delta: true,
         node: crate::xds::node::message(&parts.shared.node),
+        repeat_node: false,
+        // Without configuration nothing is let through.
+        clusters: Some(Duration::ZERO),
+        listeners: Some(Duration::ZERO),
         shared: parts.shared.clone(),
         store: parts.store.clone(),
         status: Arc::new(status),

@@ -33,6 +33,11 @@ pub trait Bind: Send + Sync {
     fn remove(&mut self, name: &str);
 }
 
+/// A cluster is looked after in steps of this length while it warms.
+const NAP: Duration = Duration::from_secs(1);
+/// How long connections of a filter chain that is gone may finish.
+pub const CHAIN_DRAIN: Duration = Duration::from_secs(45);
+
 /// What happens outside and matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -67,6 +72,10 @@ pub struct Configurator {
     waiting_listeners: BTreeMap<Name, Waiting>,
     /// Names that were asked for and do not exist.
     missing_routes: HashSet<Name>,
+    /// Secrets likewise: nobody waits for them.
+    missing_secrets: HashSet<Name>,
+    /// Tables that nothing refers to any more but connections that drain, and since when.
+    retired: Vec<(Name, Instant)>,
     version: u64,
     dirty: bool,
     /// Why not everything is in force, for readiness.
@@ -94,6 +103,8 @@ impl Configurator {
             listeners: BTreeMap::new(),
             waiting_listeners: BTreeMap::new(),
             missing_routes: HashSet::new(),
+            missing_secrets: HashSet::new(),
+            retired: vec![],
             version: 0,
             dirty: false,
             still: Arc::default(),
@@ -148,12 +159,21 @@ impl Configurator {
         };
         let (name, cluster, events) = (name.clone(), Arc::downgrade(cluster), self.events.clone());
         self.control.spawn(async move {
-            let Some(cluster) = cluster.upgrade() else { return };
-            match patience {
-                Some(patience) => drop(tokio::time::timeout(patience, cluster.warmed()).await),
-                None => cluster.warmed().await,
+            let until = patience.map(|p| Instant::now() + p);
+            loop {
+                // Held for a moment at a time: a version that is replaced meanwhile is not kept.
+                let Some(waiting) = cluster.upgrade() else { return };
+                let nap = until.map_or(NAP, |u| u.saturating_duration_since(Instant::now()).min(NAP));
+                let warm = tokio::time::timeout(nap, waiting.warmed()).await.is_ok();
+                if !warm && until.is_some_and(|u| u <= Instant::now()) {
+                    tracing::warn!(target: "cluster", "{name}: endpoints did not arrive in time, going on without");
+                    waiting.give_up_warming();
+                } else if !warm {
+                    continue;
+                }
+                let _ = events.send(Event::Warm(name));
+                return;
             }
-            let _ = events.send(Event::Warm(name));
         });
     }
 
@@ -199,6 +219,38 @@ impl Configurator {
         self.missing_routes.insert(name.clone());
     }
 
+    /// A route table that nothing refers to any more. Connections that drain go on using it for a while.
+    pub fn forget_routes(&mut self, name: &Name) {
+        self.waiting_routes.remove(name);
+        self.missing_routes.remove(name);
+        self.retired.push((name.clone(), Instant::now()));
+    }
+
+    fn drop_retired(&mut self, now: Instant) {
+        if self.retired.iter().all(|(_, since)| now.duration_since(*since) < CHAIN_DRAIN) {
+            return;
+        }
+        let wanted: HashSet<Name> = self.wanted_routes().into_iter().collect();
+        let (over, rest) =
+            std::mem::take(&mut self.retired).into_iter().partition(|(_, since)| now.duration_since(*since) >= CHAIN_DRAIN);
+        self.retired = rest;
+        let over: Vec<(Name, Instant)> = over;
+        for (name, _) in over {
+            if !wanted.contains(&name) {
+                self.dirty |= self.routes.remove(&name).is_some();
+            }
+        }
+    }
+
+    /// Whether the control plane has a secret of this name: what it does not have is not waited for.
+    pub fn secret_exists(&mut self, name: &Name, exists: bool) {
+        if exists {
+            self.missing_secrets.remove(name);
+        } else {
+            self.missing_secrets.insert(name.clone());
+        }
+    }
+
     /// A new or changed listener.
     ///
     /// # Errors
@@ -232,20 +284,29 @@ impl Configurator {
         self.waiting_listeners.remove(name);
         if let Some(listener) = self.listeners.remove(name) {
             self.bind.remove(name);
-            listener.abandoned(None).for_each(|chain| chain.drain.drain());
+            self.drain_chains(&listener, None);
             self.dirty = true;
+        }
+    }
+
+    /// Connections of chains that are not carried on finish what they do, and are closed when that takes too long.
+    fn drain_chains(&self, old: &Listener, new: Option<&Listener>) {
+        for chain in old.abandoned(new) {
+            chain.drain.drain();
+            let trigger = chain.drain.clone();
+            self.control.spawn(async move {
+                tokio::time::sleep(CHAIN_DRAIN).await;
+                trigger.close();
+            });
         }
     }
 
     /// Something happened.
     pub fn note(&mut self, event: &Event) {
-        if let Event::Warm(name) = event
-            && let Some(cluster) = self.warming.remove(name)
-        {
-            self.clusters.insert(name.clone(), cluster);
-            self.dirty = true;
+        // Which version became warm is seen there: another may be on its way under the same name.
+        if let Event::Warm(_) = event {
+            self.settle_warm();
         }
-        self.settle_warm();
     }
 
     fn settle_warm(&mut self) {
@@ -273,9 +334,10 @@ impl Configurator {
                 self.dirty = true;
             }
         }
+        let now = Instant::now();
+        self.drop_retired(now);
         // Clusters and tables first: a listener that begins to accept finds them.
         self.publish();
-        let now = Instant::now();
         let ready: Vec<Name> =
             self.waiting_listeners.iter().filter(|(_, w)| self.is_ready(w, now)).map(|(n, _)| n.clone()).collect();
         let mut failed = Vec::new();
@@ -287,7 +349,7 @@ impl Configurator {
             }
             listener.activate();
             if let Some(old) = self.listeners.insert(name, listener.clone()) {
-                old.abandoned(Some(&listener)).for_each(|chain| chain.drain.drain());
+                self.drain_chains(&old, Some(&listener));
             }
             self.dirty = true;
         }
@@ -308,7 +370,13 @@ impl Configurator {
             rds(listener).all(|(name, _)| self.routes.contains_key(name) || self.missing_routes.contains(name));
         let cold = |name: &Name| self.warming.contains_key(name) && !self.clusters.contains_key(name);
         let clusters = !clusters_of(listener).any(|name| cold(&name));
-        listener.tls_ready() && routes && clusters
+        self.tls_ready(listener) && routes && clusters
+    }
+
+    /// All secrets are there that there will be.
+    fn tls_ready(&self, listener: &Listener) -> bool {
+        let there = |tls: &crate::tls::ServerTls| tls.missing().iter().all(|name| self.missing_secrets.contains(name));
+        listener.chains().all(|chain| chain.tls.as_ref().is_none_or(|tls| there(tls)))
     }
 
     fn publish(&mut self) {
@@ -355,7 +423,7 @@ impl Configurator {
     pub fn waiting(&self) -> Vec<String> {
         let mut out: Vec<String> = Vec::new();
         for (name, waiting) in &self.waiting_listeners {
-            let tls = if waiting.listener.tls_ready() { "" } else { " for certificates" };
+            let tls = if self.tls_ready(&waiting.listener) { "" } else { " for certificates" };
             let missing: Vec<&str> =
                 rds(&waiting.listener).map(|(n, _)| &**n).filter(|n| !self.routes.contains_key(*n)).collect();
             let routes = if missing.is_empty() { String::new() } else { format!(" for routes {}", missing.join(", ")) };

@@ -27,7 +27,7 @@ const MAX_MESSAGE: usize = 256 << 20;
 const AHEAD: usize = 4;
 
 /// Makes channels to a server.
-pub trait Connect: Send {
+pub trait Connect: Send + Sync {
     /// A channel; every call may give another.
     ///
     /// # Errors
