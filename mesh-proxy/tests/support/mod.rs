@@ -1,6 +1,8 @@
 //! What the tests share: free ports, a backend, the proxy as a process, a small HTTP client.
 #![allow(dead_code)] // each test binary uses its part
 
+pub mod control;
+
 use std::{
     convert::Infallible,
     net::SocketAddr,
