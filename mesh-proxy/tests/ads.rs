@@ -108,7 +108,8 @@ async fn the_bad_is_named_the_good_applies_and_a_lost_stream_changes_nothing() {
     ads.push(TypeUrl::Route, "1", &[("r", route("r", "b"))], &[]).await;
     proxy.until_ready(200).await;
 
-    let bad = resource(TypeUrl::Cluster, "{name: b, type: EDS, lb_policy: MAGLEV, maglev_lb_config: {table_size: 9999999}}");
+    let bad =
+        resource(TypeUrl::Cluster, "{name: b, type: EDS, lb_policy: MAGLEV, maglev_lb_config: {table_size: 9999999}}");
     let nack = ads.push(TypeUrl::Cluster, "2", &[("b", bad), ("d", eds_cluster("d"))], &[]).await;
     let text = nack.error_detail.unwrap().message;
     assert!(text.contains("b: ") && !text.contains("d: "), "{text}");
@@ -195,7 +196,8 @@ async fn state_of_the_world() {
     ads.push(TypeUrl::Route, "1", &[route("r", "b")]).await;
     proxy.until_ready(200).await;
     assert_eq!(get(local(port), "x", "/").await.unwrap().body, "one GET /");
-    let bad = resource(TypeUrl::Cluster, "{name: c, type: EDS, lb_policy: MAGLEV, maglev_lb_config: {table_size: 9999999}}");
+    let bad =
+        resource(TypeUrl::Cluster, "{name: c, type: EDS, lb_policy: MAGLEV, maglev_lb_config: {table_size: 9999999}}");
     let nack = ads.push(TypeUrl::Cluster, "2", &[eds_cluster("b"), bad]).await;
     assert_eq!(nack.version_info, "1");
     assert!(nack.error_detail.unwrap().message.contains("c: "));

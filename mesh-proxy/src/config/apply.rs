@@ -231,8 +231,9 @@ impl Configurator {
             return;
         }
         let wanted: HashSet<Name> = self.wanted_routes().into_iter().collect();
-        let (over, rest) =
-            std::mem::take(&mut self.retired).into_iter().partition(|(_, since)| now.duration_since(*since) >= CHAIN_DRAIN);
+        let (over, rest) = std::mem::take(&mut self.retired)
+            .into_iter()
+            .partition(|(_, since)| now.duration_since(*since) >= CHAIN_DRAIN);
         self.retired = rest;
         let over: Vec<(Name, Instant)> = over;
         for (name, _) in over {

@@ -185,9 +185,14 @@ pub fn eds_cluster(name: &str) -> Any {
 pub fn endpoints(name: &str, addresses: &[SocketAddr]) -> Any {
     let all: Vec<String> = addresses
         .iter()
-        .map(|a| format!("{{endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}}}", a.ip(), a.port()))
+        .map(|a| {
+            format!("{{endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}}}", a.ip(), a.port())
+        })
         .collect();
-    resource(TypeUrl::Endpoints, &format!("{{cluster_name: {name}, endpoints: [{{lb_endpoints: [{}]}}]}}", all.join(", ")))
+    resource(
+        TypeUrl::Endpoints,
+        &format!("{{cluster_name: {name}, endpoints: [{{lb_endpoints: [{}]}}]}}", all.join(", ")),
+    )
 }
 
 /// A listener whose routes come over RDS.
