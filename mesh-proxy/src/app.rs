@@ -122,6 +122,8 @@ impl Parts {
         runtime.spawn(watch_secrets(shared.secrets.clone(), tx));
         runtime.spawn(tls::watch_files(Arc::downgrade(&shared.secrets), Duration::from_secs(1)));
         runtime.spawn(telemetry.spans.clone().run(Arc::new(dial::Dialer(shared.clone()))));
+        let (node, dialer) = (crate::xds::node::message(&shared.node), dial::Dialer(shared.clone()));
+        runtime.spawn(crate::xds::sds::run(shared.secrets.clone(), node, Arc::new(dialer)));
         let store = SharedStore::default();
         Ok(Self { workers, shared, telemetry, store, configurator, events, runtime, concurrency })
     }

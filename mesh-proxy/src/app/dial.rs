@@ -5,13 +5,20 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
 use mesh_api::model::Name;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::config::SharedConfig;
 use crate::telemetry::span_export::{Dial, Stream};
 use crate::upstream::balance::ThreadRandom;
 use crate::upstream::{LbContext, connect};
+use crate::xds::sds::Channels;
+
+/// How long a connection to a control plane may take to be made.
+const CONNECT: Duration = Duration::from_secs(5);
 
 /// Dials endpoints of clusters in force.
 #[derive(Debug, Clone)]
@@ -30,5 +37,25 @@ impl Dial for Dialer {
             let stream = connect::connect_for_control(&found, &endpoint, &options).await.map_err(io::Error::other)?;
             Ok(Box::new(stream) as Box<dyn Stream>)
         })
+    }
+}
+
+impl Dialer {
+    /// A channel to a cluster, which connects when it is used. `authority` is told to the server.
+    pub fn channel_to(&self, cluster: &Name, authority: &str) -> Result<Channel, String> {
+        let (dialer, cluster) = (self.clone(), cluster.clone());
+        let connector = tower::service_fn(move |_: http::Uri| {
+            let connecting = dialer.dial(cluster.clone(), true);
+            async move { connecting.await.map(TokioIo::new) }
+        });
+        let host: String = authority.chars().map(|c| if c == '|' || c == '_' { '-' } else { c }).collect();
+        let endpoint = Endpoint::from_shared(format!("http://{host}")).map_err(|e| e.to_string())?;
+        Ok(endpoint.connect_timeout(CONNECT).connect_with_connector_lazy(connector))
+    }
+}
+
+impl Channels for Dialer {
+    fn channel(&self, cluster: &Name) -> Result<Channel, String> {
+        self.channel_to(cluster, cluster)
     }
 }

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use hyper_util::rt::TokioIo;
-use mesh_api::model::{Address, Name, SdsRef, SdsSource};
+use mesh_api::model::{Address, SdsRef, SdsSource};
 use mesh_api::node::NodeMetadata;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use super::dial::Dialer;
 use super::{Parts, SetLevel};
@@ -16,7 +15,6 @@ use crate::admin::Pages;
 use crate::bootstrap::{AdsConfig, Bootstrap};
 use crate::config::snapshot::Node;
 use crate::settings::Settings;
-use crate::telemetry::span_export::Dial as _;
 use crate::tls::SecretStore;
 use crate::xds::ads::{AdsStatus, Client, Connect, log_failures};
 
@@ -120,15 +118,8 @@ struct ByCluster {
 
 impl Connect for ByCluster {
     fn channel(&mut self) -> Result<Channel, String> {
-        let (dialer, cluster): (Dialer, Name) = (self.dialer.clone(), self.ads.cluster.clone());
-        let connector = tower::service_fn(move |_: http::Uri| {
-            let connecting = dialer.dial(cluster.clone(), true);
-            async move { connecting.await.map(TokioIo::new) }
-        });
         let authority = if self.ads.authority.is_empty() { &self.ads.cluster } else { &self.ads.authority };
-        let host: String = authority.chars().map(|c| if c == '|' || c == '_' { '-' } else { c }).collect();
-        let endpoint = Endpoint::from_shared(format!("http://{host}")).map_err(|e| e.to_string())?;
-        Ok(endpoint.connect_timeout(Duration::from_secs(5)).connect_with_connector_lazy(connector))
+        self.dialer.channel_to(&self.ads.cluster, authority)
     }
 
     fn metadata(&self) -> Vec<(String, String)> {

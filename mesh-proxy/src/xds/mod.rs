@@ -6,6 +6,7 @@ mod apply;
 pub mod convert;
 pub mod node;
 pub mod protocol;
+pub mod sds;
 pub mod services;
 pub mod store;
 pub mod stream;

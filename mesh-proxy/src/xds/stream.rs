@@ -226,7 +226,7 @@ fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn describe(status: &Status) -> String {
+pub(super) fn describe(status: &Status) -> String {
     let mut text = status.message().to_owned();
     if let Some(source) = std::error::Error::source(status) {
         let more = causes(source);
