@@ -10,8 +10,7 @@ use mesh_api::{
         TypeUrl,
         discovery::{DiscoveryRequest, DiscoveryResponse},
         envoy::{
-            config::core::v3::Node,
-            extensions::transport_sockets::tls::v3::Secret,
+            config::core::v3::Node, extensions::transport_sockets::tls::v3::Secret,
             service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient,
         },
         google::rpc::Status as Detail,
