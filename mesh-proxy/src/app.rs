@@ -37,6 +37,9 @@ const USAGE: u8 = 64;
 /// Exit code for input that cannot be read.
 const UNPARSABLE: u8 = 65;
 
+/// Least time between the end of accepting and the end of the process.
+const QUIET: Duration = Duration::from_millis(50);
+
 /// Sets the log level of the running process.
 type SetLevel = Arc<dyn Fn(LogLevel) + Send + Sync>;
 
@@ -179,6 +182,8 @@ impl Parts {
             readiness.draining.store(true, Relaxed);
             workers.drain.drain();
             drain_connections(&shared);
+            // What waits in the kernel to be accepted is served too.
+            tokio::time::sleep(QUIET.min(drain_time)).await;
             tokio::select! {
                 () = idle(&workers) => {}
                 () = tokio::time::sleep(drain_time) => {}

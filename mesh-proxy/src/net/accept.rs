@@ -200,10 +200,18 @@ pub async fn run(
         other => other,
     };
     let mut backoff = Backoff::default();
+    // The listener goes away, or the whole process.
+    let ending = async {
+        tokio::select! {
+            _ = stop.changed() => {}
+            () = worker.drain.draining() => {}
+        }
+    };
+    tokio::pin!(ending);
     loop {
         let next = tokio::select! {
             biased;
-            _ = stop.changed() => break,
+            () = &mut ending => break,
             next = accepting.accept() => next,
         };
         match next {
