@@ -45,7 +45,7 @@ pub struct Process {
     #[arg(short = 'l', long, value_enum, default_value = "info")]
     pub log_level: LogLevel,
     /// Seconds that requests in flight have after SIGTERM
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, env = "TERMINATION_DRAIN_DURATION_SECONDS", default_value_t = 5)]
     pub drain_time_s: u64,
 }
 
@@ -79,10 +79,16 @@ pub enum Mode {
 pub struct Workload {
     #[command(flatten)]
     pub identity: Identity,
-    /// NAME.NAMESPACE of the workload
-    #[arg(long, env = "MESH_ID")]
-    pub id: String,
-    /// Address of the workload
+    /// NAME.NAMESPACE of the workload [default: from POD_NAME and POD_NAMESPACE]
+    #[arg(long)]
+    pub id: Option<String>,
+    /// Name of the pod
+    #[arg(long, env = "POD_NAME", hide = true)]
+    pub pod_name: Option<String>,
+    /// Namespace of the pod
+    #[arg(long, env = "POD_NAMESPACE", hide = true)]
+    pub pod_namespace: Option<String>,
+    /// Addresses of the workload
     #[arg(long, env = "INSTANCE_IP", value_delimiter = ',', required = true)]
     pub ip: Vec<IpAddr>,
     /// Service account
@@ -91,6 +97,9 @@ pub struct Workload {
     /// Label of the workload, KEY=VALUE; several
     #[arg(long = "label", value_parser = pair)]
     pub labels: Vec<(String, String)>,
+    /// File with more labels, KEY="VALUE" a line, as Kubernetes writes it; not there: none
+    #[arg(long, default_value = "/etc/istio/pod/labels")]
+    pub labels_file: PathBuf,
     /// How traffic reaches the proxy
     #[arg(long, env = "ISTIO_META_INTERCEPTION_MODE", default_value = "REDIRECT")]
     pub interception_mode: String,
@@ -106,6 +115,15 @@ pub struct Workload {
     /// Address of the admin server [default: port 15000 of the workload's address if that is loopback, else of 127.0.0.1]
     #[arg(long)]
     pub admin: Option<std::net::SocketAddr>,
+    /// Port where readiness is asked for; 0: none
+    #[arg(long, env = "ENVOY_STATUS_PORT", default_value_t = 15021)]
+    pub status_port: u16,
+    /// Port of merged metrics and readiness; 0: none
+    #[arg(long, env = "ISTIO_STATUS_PORT", default_value_t = 15020)]
+    pub merged_metrics_port: u16,
+    /// Port of the proxy's metrics; 0: none
+    #[arg(long, env = "ENVOY_PROMETHEUS_PORT", default_value_t = 15090)]
+    pub metrics_port: u16,
     #[command(flatten)]
     pub process: Process,
 }
@@ -114,12 +132,12 @@ pub struct Workload {
 #[derive(Debug, Clone, Args)]
 pub struct Identity {
     /// HOST:PORT of the control plane, TLS
-    #[arg(long, env = "CA_ADDR")]
+    #[arg(long, env = "CA_ADDR", default_value = "istiod.istio-system.svc:15012")]
     pub control: String,
     /// Trust anchors of the control plane, PEM
-    #[arg(long)]
+    #[arg(long, default_value = "/var/run/secrets/istio/root-cert.pem")]
     pub root_cert: PathBuf,
-    /// File with the workload's token
+    /// File with the workload's token [default: /var/run/secrets/tokens/istio-token, if it is there]
     #[arg(long)]
     pub token: Option<PathBuf>,
     /// Life of the certificate to ask for, e.g. 24h
@@ -131,6 +149,25 @@ pub struct Identity {
     /// Folder that keeps key and certificate over a restart
     #[arg(long)]
     pub state_dir: Option<PathBuf>,
+}
+
+impl Workload {
+    /// Name and namespace.
+    pub fn name(&self) -> Option<(&str, &str)> {
+        match (&self.id, &self.pod_name, &self.pod_namespace) {
+            (Some(id), ..) => id.rsplit_once('.'),
+            (None, Some(name), Some(namespace)) => Some((name, namespace)),
+            _ => None,
+        }
+    }
+}
+
+impl Identity {
+    /// Where the token is.
+    pub fn token_file(&self) -> Option<PathBuf> {
+        const USUAL: &str = "/var/run/secrets/tokens/istio-token";
+        self.token.clone().or_else(|| Some(PathBuf::from(USUAL)).filter(|path| path.exists()))
+    }
 }
 
 /// `agent`.

@@ -1,5 +1,6 @@
 //! `mesh-proxy sidecar|gateway|agent`: a workload's identity from the mesh's CA, everything else over delta ADS.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use mesh_api::model::Locality;
 use mesh_api::node::{NodeId, NodeMetadata, NodeType};
+use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
@@ -19,12 +21,6 @@ use crate::settings::{Agent, Identity, Workload};
 use crate::tls::SecretStore;
 use crate::xds::ads::{AdsStatus, Client, Connect};
 
-/// Readiness.
-const STATUS_PORT: u16 = 15021;
-/// Metrics of proxy (and application).
-const MERGED_METRICS_PORT: u16 = 15020;
-/// Metrics of the proxy.
-const METRICS_PORT: u16 = 15090;
 /// Admin.
 const ADMIN_PORT: u16 = 15000;
 
@@ -32,7 +28,7 @@ fn identity_settings(i: &Identity) -> identity::Settings {
     identity::Settings {
         control: i.control.clone(),
         root_cert: i.root_cert.clone(),
-        token: i.token.clone(),
+        token: i.token_file(),
         ttl: i.cert_ttl,
         cluster_id: i.cluster_id.clone(),
         state_dir: i.state_dir.clone(),
@@ -41,7 +37,7 @@ fn identity_settings(i: &Identity) -> identity::Settings {
 
 /// Runs a sidecar or gateway until told to end.
 pub fn run(w: &Workload, gateway: bool, set_level: SetLevel) -> anyhow::Result<()> {
-    let node = node(w, gateway)?;
+    let node = node(w, gateway, std::env::vars())?;
     let secrets = SecretStore::with_local_identity();
     let parts = Parts::start(&w.process, node, secrets.clone(), 0)?;
     let control = ControlPlane::new(&w.identity.control, &w.identity.root_cert, &secrets)?;
@@ -49,7 +45,7 @@ pub fn run(w: &Workload, gateway: bool, set_level: SetLevel) -> anyhow::Result<(
     parts.runtime.spawn(identity::keep(identity_settings(&w.identity), secrets, Arc::new(status)));
     let (status, seen) = watch::channel(AdsStatus::default());
     let client = Client {
-        connect: Box::new(ByTls { control, token: w.identity.token.clone() }),
+        connect: Box::new(ByTls { control, token: w.identity.token_file() }),
         delta: true,
         node: crate::xds::node::message(&parts.shared.node),
         repeat_node: false,
@@ -66,8 +62,10 @@ pub fn run(w: &Workload, gateway: bool, set_level: SetLevel) -> anyhow::Result<(
     let local = if ip.is_loopback() { ip } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
     let open = if ip.is_loopback() { ip } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
     let mut places = vec![(w.admin.unwrap_or(SocketAddr::new(local, ADMIN_PORT)), Pages::Admin)];
-    for port in [STATUS_PORT, MERGED_METRICS_PORT, METRICS_PORT] {
-        places.push((SocketAddr::new(open, port), Pages::Status));
+    for port in [w.status_port, w.merged_metrics_port, w.metrics_port] {
+        if port != 0 {
+            places.push((SocketAddr::new(open, port), Pages::Status));
+        }
     }
     parts.run(readiness, places, Some(client), set_level, Duration::from_secs(w.process.drain_time_s))
 }
@@ -92,8 +90,10 @@ pub fn agent(a: &Agent) -> anyhow::Result<()> {
     })
 }
 
-fn node(w: &Workload, gateway: bool) -> anyhow::Result<Node> {
-    let (name, namespace) = w.id.rsplit_once('.').context("--id must be NAME.NAMESPACE")?;
+/// Who we are, from flags, the labels file and the environment (`ISTIO_META_KEY`, `ISTIO_METAJSON_KEY`); flags win.
+fn node(w: &Workload, gateway: bool, env: impl Iterator<Item = (String, String)>) -> anyhow::Result<Node> {
+    let (name, namespace) =
+        w.name().context("--id must be NAME.NAMESPACE, or POD_NAME and POD_NAMESPACE be in the environment")?;
     let ip = w.ip.first().context("--ip is required")?.to_string();
     let id = NodeId {
         kind: if gateway { NodeType::Router } else { NodeType::Sidecar },
@@ -102,32 +102,70 @@ fn node(w: &Workload, gateway: bool) -> anyhow::Result<Node> {
         namespace: namespace.to_owned(),
         domain: format!("{namespace}.svc.{}", w.domain),
     };
+    let mut metadata = given(env)?;
+    let mut labels = labels_of(&metadata);
+    if let Ok(text) = std::fs::read_to_string(&w.labels_file) {
+        labels.extend(text.lines().filter_map(label_line));
+    }
+    labels.extend(w.labels.iter().cloned());
+    let text = |key: &str| metadata.get(key).and_then(Value::as_str).map(ToOwned::to_owned);
     let all: Vec<String> = w.ip.iter().map(ToString::to_string).collect();
+    let app = labels.get("service.istio.io/canonical-name").or_else(|| labels.get("app"));
+    let cluster = format!("{}.{namespace}", app.map_or(name, String::as_str));
     let istio = NodeMetadata {
         name: name.to_owned(),
         namespace: namespace.to_owned(),
-        labels: w.labels.iter().cloned().collect(),
         service_account: w.service_account.clone(),
         cluster_id: w.identity.cluster_id.clone(),
         network: w.network.clone(),
-        istio_version: env!("CARGO_PKG_VERSION").to_owned(),
+        mesh_id: text("MESH_ID").unwrap_or_default(),
+        owner: text("OWNER").unwrap_or_default(),
+        istio_version: text("ISTIO_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
         instance_ips: all.join(","),
         interception_mode: w.interception_mode.clone(),
-        workload_name: name.to_owned(),
+        workload_name: text("WORKLOAD_NAME").unwrap_or_else(|| name.to_owned()),
+        proxy_config: metadata.get("PROXY_CONFIG").cloned().unwrap_or_default(),
+        http_proxy_port: text("HTTP_PROXY_PORT").unwrap_or_default(),
+        labels,
         ..NodeMetadata::default()
     };
-    let metadata = match serde_json::to_value(&istio)? {
-        serde_json::Value::Object(map) => map,
-        _ => serde_json::Map::new(),
-    };
-    let cluster = w.labels.iter().find(|(k, _)| k == "app").map_or(name, |(_, v)| v);
-    Ok(Node {
-        id: id.to_string(),
-        cluster: format!("{cluster}.{namespace}"),
-        locality: Locality::parse(&w.locality),
-        metadata,
-        istio,
-    })
+    if let Value::Object(ours) = serde_json::to_value(&istio)? {
+        metadata.extend(ours);
+    }
+    Ok(Node { id: id.to_string(), cluster, locality: Locality::parse(&w.locality), metadata, istio })
+}
+
+/// Node metadata that the environment gives.
+fn given(env: impl Iterator<Item = (String, String)>) -> anyhow::Result<Map<String, Value>> {
+    let mut out = Map::new();
+    for (key, text) in env {
+        if let Some(key) = key.strip_prefix("ISTIO_METAJSON_") {
+            let value = serde_json::from_str(&text).with_context(|| format!("ISTIO_METAJSON_{key} is not JSON"))?;
+            match (key, value) {
+                // Annotations count as metadata of their own, as Istio has it.
+                ("ANNOTATIONS", Value::Object(all)) => out.extend(all),
+                (_, value) => drop(out.insert(key.to_owned(), value)),
+            }
+        } else if let Some(key) = key.strip_prefix("ISTIO_META_") {
+            out.insert(key.to_owned(), Value::String(text));
+        } else if key == "PROXY_CONFIG" {
+            let value = mesh_api::yaml::from_str(&text).map_err(|e| anyhow::anyhow!("PROXY_CONFIG: {e}"))?;
+            out.insert(key, value);
+        }
+    }
+    Ok(out)
+}
+
+fn labels_of(metadata: &Map<String, Value>) -> BTreeMap<String, String> {
+    let all = metadata.get("LABELS").and_then(Value::as_object).into_iter().flatten();
+    all.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
+}
+
+/// A line of the labels file.
+fn label_line(line: &str) -> Option<(String, String)> {
+    let (key, value) = line.split_once('=')?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| value.to_owned());
+    Some((key.trim().to_owned(), value))
 }
 
 /// The control plane over TLS, with certificate or token.
@@ -152,5 +190,43 @@ impl Connect for ByTls {
 
     fn place(&self) -> String {
         self.control.address()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::settings::{Mode, Settings};
+
+    #[test]
+    fn who_we_are_comes_from_flags_files_and_the_environment() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("labels");
+        std::fs::write(&file, "app=\"web\"\nversion=\"v1\"\n").unwrap();
+        let words = format!(
+            "mesh-proxy sidecar --id web-1.shop --ip 10.0.0.1,fd00::1 --label version=v2 --labels-file {}",
+            file.display()
+        );
+        let settings = Settings::try_parse_from(words.split(' ')).unwrap();
+        let Some(Mode::Sidecar(w)) = settings.mode else { panic!() };
+        let env = [
+            ("ISTIO_META_MESH_ID", "m"),
+            ("ISTIO_METAJSON_LABELS", "{\"app\": \"old\", \"tier\": \"1\"}"),
+            ("ISTIO_META_EXTRA", "x"),
+            ("PROXY_CONFIG", "{\"concurrency\": 2}"),
+            ("HOME", "/"),
+        ];
+        let node = node(&w, false, env.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned()))).unwrap();
+        assert_eq!(node.id, "sidecar~10.0.0.1~web-1.shop~shop.svc.cluster.local");
+        assert_eq!(node.cluster, "web.shop");
+        let labels: Vec<(&str, &str)> = node.istio.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(labels, [("app", "web"), ("tier", "1"), ("version", "v2")]);
+        assert_eq!((node.istio.mesh_id.as_str(), node.istio.instance_ips.as_str()), ("m", "10.0.0.1,fd00::1"));
+        assert_eq!(node.metadata["EXTRA"], "x");
+        assert_eq!(node.metadata["LABELS"]["version"], "v2");
+        assert_eq!(node.metadata["PROXY_CONFIG"]["concurrency"], 2);
+        assert!(!node.metadata.contains_key("HOME"));
     }
 }
