@@ -21,7 +21,12 @@ pub fn view(dump: &Dump, args: &PartArgs) -> (Table, Vec<Value>) {
             } else if item.pointer("/secret/tls_certificate").is_some() {
                 "Cert Chain"
             } else {
-                "Unknown"
+                // Made in the proxy itself: named by Istio's names, never in a dump.
+                match str_at(item, "/name") {
+                    "ROOTCA" => "CA",
+                    "default" => "Cert Chain",
+                    _ => "Unknown",
+                }
             };
             table.row([
                 str_at(item, "/name"),
