@@ -1,5 +1,7 @@
 //! What the control plane encodes, the proxy decodes to the same: both ends of the model, through the wire form.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that meets what it does not expect ends
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! The ADS server over real sockets, with a tonic client and a generator that holds its resources in a table.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that meets what it does not expect ends
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},

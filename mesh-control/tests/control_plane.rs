@@ -1,5 +1,7 @@
 //! The whole control plane on a folder: addresses, pages, edits, the end.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that meets what it does not expect ends
+
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use clap::Parser;

@@ -1,6 +1,8 @@
 //! Both planes together: certificates from the running control plane into the proxy's secret store, their rotation, and
 //! what is refused.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that meets what it does not expect ends
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},

@@ -45,8 +45,7 @@ fn text<'v>(row: &'v Value, field: &str) -> &'v str {
 }
 
 fn table(rows: &[&Value]) -> String {
-    let mut table =
-        Table::new(&["NAME", "CLUSTER", "TYPE", "CDS", "LDS", "EDS", "RDS", "SDS", "ECDS", "VERSION"]);
+    let mut table = Table::new(&["NAME", "CLUSTER", "TYPE", "CDS", "LDS", "EDS", "RDS", "SDS", "ECDS", "VERSION"]);
     for row in rows {
         let mut cells = vec![text(row, "proxy"), text(row, "cluster_id"), text(row, "proxy_type")];
         cells.extend(TYPES.iter().map(|short| state(row, short)));

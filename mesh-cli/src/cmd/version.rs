@@ -13,7 +13,8 @@ use crate::output::{print, structured};
 pub fn run(args: &VersionArgs) -> Outcome {
     let own = env!("CARGO_PKG_VERSION");
     let asked = if args.client { None } else { Some(client::get(&args.control.control, "/version")) };
-    let control = asked.as_ref().and_then(|a| a.as_ref().ok()).map(|(_, body)| version_of(&String::from_utf8_lossy(body)));
+    let control =
+        asked.as_ref().and_then(|a| a.as_ref().ok()).map(|(_, body)| version_of(&String::from_utf8_lossy(body)));
     if args.output == Format::Short {
         print(&format!("client version: {own}"));
         match (&asked, &control) {
@@ -33,6 +34,8 @@ pub fn run(args: &VersionArgs) -> Outcome {
 
 /// The first word that looks like x.y.z.
 fn version_of(text: &str) -> String {
-    let word = text.split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '-'))).find(|w| w.matches('.').count() >= 2);
+    let word = text
+        .split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '-')))
+        .find(|w| w.matches('.').count() >= 2);
     word.unwrap_or_else(|| text.trim()).to_owned()
 }

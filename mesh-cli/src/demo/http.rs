@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use http::{HeaderMap, Request};
+use http::Request;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -16,8 +16,6 @@ use hyper_util::rt::TokioExecutor;
 pub struct Answer {
     /// Status.
     pub status: u16,
-    /// Headers.
-    pub headers: HeaderMap,
     /// Body, 4 MiB at most.
     pub body: Bytes,
 }
@@ -57,7 +55,7 @@ pub async fn send(request: http::request::Builder) -> anyhow::Result<Answer> {
         let response = CLIENT.request(request).await?;
         let (head, body) = response.into_parts();
         let body = Limited::new(body, 4 << 20).collect().await.map_err(|e| anyhow::anyhow!("{e}"))?.to_bytes();
-        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+        Ok(Answer { status: head.status.as_u16(), body })
     };
     tokio::time::timeout(Duration::from_secs(10), answer).await.context("no answer within 10 s")?
 }

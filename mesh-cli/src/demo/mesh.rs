@@ -223,7 +223,7 @@ impl Mesh {
     pub async fn stop(&mut self) {
         let end = Instant::now() + ENDING;
         for proxies in [true, false] {
-            let of_kind = |name: &str| proxies == !(name.ends_with("-app") || name == CONTROL);
+            let of_kind = |name: &str| proxies != (name.ends_with("-app") || name == CONTROL);
             for child in self.children.iter().filter(|c| of_kind(&c.name)) {
                 child.terminate();
             }

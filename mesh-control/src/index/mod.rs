@@ -429,13 +429,12 @@ impl Index {
     /// The workload of a proxy: what is registered in its namespace at one of its addresses. Where several share an
     /// address (loopback), the one of its name counts, else one with its labels, else the first.
     pub fn workload_of(&self, view: &ProxyView) -> Option<&Arc<Workload>> {
-        let found = view.ips.iter().map(|ip| self.workloads_at(*ip)).find_map(|all| {
+        view.ips.iter().map(|ip| self.workloads_at(*ip)).find_map(|all| {
             let here = || all.iter().filter(|w| w.namespace == view.namespace);
             let named = here().find(|w| w.source.0.name == view.name || w.name == view.name);
             let labelled = || here().find(|w| !w.labels.is_empty() && selects(&w.labels, &view.metadata.labels));
             named.or_else(labelled).or_else(|| here().next())
-        });
-        found
+        })
     }
 
     /// Services of a proxy's namespace that have endpoints at its addresses, with each of their ports.

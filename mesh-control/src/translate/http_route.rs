@@ -64,7 +64,7 @@ pub struct Ranked {
 
 /// Routes of several objects (oldest first) in the order in which they are tried.
 pub fn in_order(mut ranked: Vec<Ranked>) -> Vec<Route> {
-    ranked.sort_by(|a, b| a.rank.cmp(&b.rank));
+    ranked.sort_by_key(|a| a.rank);
     ranked.into_iter().map(|r| r.route).collect()
 }
 

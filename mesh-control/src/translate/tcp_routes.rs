@@ -102,10 +102,10 @@ pub fn to_destinations(
 fn settings(proxy: &mut TcpProxy, host: &str, port: u16, subset: &str, lookups: &Lookups<'_>) {
     let Some(scoped) = lookups.0.scope.service(host) else { return };
     let policy = lookups.policy(scoped.service.arc(), port, subset);
-    if let Some(tcp) = policy.pool.and_then(|p| p.tcp.as_ref()) {
-        if let Some(idle) = tcp.idle_timeout {
-            proxy.idle_timeout = idle.0;
-        }
+    if let Some(tcp) = policy.pool.and_then(|p| p.tcp.as_ref())
+        && let Some(idle) = tcp.idle_timeout
+    {
+        proxy.idle_timeout = idle.0;
     }
     if policy.consistent_hash().is_some_and(|h| h.use_source_ip == Some(true)) {
         proxy.hash = vec![HashSource::SourceIp];

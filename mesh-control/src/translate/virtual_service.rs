@@ -281,7 +281,7 @@ mod tests {
         }
         fn hash(&self, host: &str, _: Option<u16>, subset: &str) -> Option<HashPolicy> {
             (host.starts_with("hashed") && subset != "plain")
-                .then(|| HashPolicy { source: HashSource::SourceIp, terminal: false })
+                .then_some(HashPolicy { source: HashSource::SourceIp, terminal: false })
         }
     }
 

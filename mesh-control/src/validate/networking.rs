@@ -208,11 +208,7 @@ fn http_match(m: &HttpMatch, field: &str, out: &mut Report) {
     }
     for (name, value) in &m.query_params {
         let field = format!("{field}.queryParams.{name}");
-        if value.prefix.is_some() && value.exact.is_none() && value.regex.is_none() {
-            out.string_match(&field, value);
-        } else {
-            out.string_match(&field, value);
-        }
+        out.string_match(&field, value);
     }
     out.labels(&format!("{field}.sourceLabels"), &m.source_labels);
     if let Some(port) = m.port {

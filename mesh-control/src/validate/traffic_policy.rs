@@ -131,7 +131,7 @@ fn load_balancer(lb: &LoadBalancer, field: &str, out: &mut Report) {
 }
 
 fn prime(n: u64) -> bool {
-    (2..=5_000_011).contains(&n) && (2..).take_while(|d| d * d <= n).all(|d| n % d != 0)
+    (2..=5_000_011).contains(&n) && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
 }
 
 fn locality_lb(locality: &LocalityLb, field: &str, out: &mut Report) {

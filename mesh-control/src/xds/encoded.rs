@@ -255,7 +255,7 @@ mod tests {
             assert!(e.is_version(&resource.version));
             let any = resource.resource.clone().unwrap();
             assert_eq!((any.type_url.as_str(), any.value.as_slice()), (TypeUrl::Cluster.as_str(), body));
-            assert_eq!(sotw.resources, [any.clone()]);
+            assert_eq!(sotw.resources, std::slice::from_ref(&any));
             assert_eq!(e.any(), any.encode_to_vec());
             assert_eq!(e.message(), body);
         }

@@ -333,7 +333,7 @@ impl<G: Generator> Hub<G> {
         } else if let Some((newest, _)) = pending {
             *newest = index;
         }
-        if !hold && !(reach.names.is_empty() && reach.addresses.is_empty()) {
+        if !(hold || reach.names.is_empty() && reach.addresses.is_empty()) {
             self.metrics.push_triggers.of(["endpoint"]).inc();
             self.touch(reach.names, reach.addresses, now);
         }

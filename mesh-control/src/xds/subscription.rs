@@ -355,6 +355,8 @@ impl Subscription {
             self.respond = true;
         } else {
             self.slots.retain(|s| s.asked);
+            // Slots are hashed by their names, which do not change.
+            #[allow(clippy::mutable_key_type)]
             let slots = &self.slots;
             self.held_back.retain(|n| slots.contains(&**n));
         }

@@ -21,7 +21,7 @@ pub struct HashPolicies(Box<[(Source, bool)]>);
 enum Source {
     Header(HeaderName),
     Cookie(CookieSource),
-    SourceIp,
+    ClientAddress,
     Query(Name),
     FilterState,
 }
@@ -61,7 +61,7 @@ impl HashPolicies {
                     path: path.clone(),
                     attributes: attributes.clone(),
                 }),
-                model::HashSource::SourceIp => Source::SourceIp,
+                model::HashSource::SourceIp => Source::ClientAddress,
                 model::HashSource::Query(name) => Source::Query(name.clone()),
                 model::HashSource::FilterState(_) => Source::FilterState,
             };
@@ -80,7 +80,7 @@ impl HashPolicies {
             let one = match source {
                 Source::Header(name) => joined(&head.headers, name).map(|v| xxh64(&v, 0)),
                 Source::Query(name) => head.query().and_then(|q| query_value(q, name)).map(|v| xxh64(v.as_bytes(), 0)),
-                Source::SourceIp => Some(xxh64(stats.client.ip().to_string().as_bytes(), 0)),
+                Source::ClientAddress => Some(xxh64(stats.client.ip().to_string().as_bytes(), 0)),
                 Source::Cookie(cookie) => match cookie_value(&head.headers, &cookie.name) {
                     Some(value) if !value.is_empty() => Some(xxh64(value.as_bytes(), 0)),
                     _ => cookie.make(stats).map(|(value, header)| {

@@ -569,10 +569,10 @@ impl LocalReply {
             head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             let status = self.grpc_status.unwrap_or_else(|| grpc_status_of(self.status));
             head.headers.insert("grpc-status", HeaderValue::from(status));
-            if !self.body.is_empty() {
-                if let Ok(message) = HeaderValue::from_str(&grpc_message(&self.body)) {
-                    head.headers.insert("grpc-message", message);
-                }
+            if !self.body.is_empty()
+                && let Ok(message) = HeaderValue::from_str(&grpc_message(&self.body))
+            {
+                head.headers.insert("grpc-message", message);
             }
             return (head, Body::Empty);
         }

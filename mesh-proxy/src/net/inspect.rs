@@ -267,7 +267,7 @@ mod tests {
         assert!(matches!(inspection().run(&mut server, &ALL, None).await, Err(Refused::Closed)));
         let (mut client, mut server) = tokio::io::duplex(1 << 16);
         // Records of one byte each: the hello never ends within the limit.
-        let flood = records(&vec![&[1u8, 0, 0x3f, 0][..], &[0; 8000]].concat(), 1);
+        let flood = records(&[&[1u8, 0, 0x3f, 0][..], &[0; 8000]].concat(), 1);
         tokio::spawn(async move { client.write_all(&flood).await });
         assert!(matches!(inspection().run(&mut server, &ALL, None).await, Err(Refused::HelloTooLarge)));
     }

@@ -1,4 +1,6 @@
 //! What the tests share: free ports, a backend, the proxy as a process, a small HTTP client.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that meets what it does not expect ends
 #![allow(dead_code)] // each test binary uses its part
 
 pub mod control;

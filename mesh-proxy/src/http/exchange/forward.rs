@@ -360,7 +360,7 @@ impl Exchange {
         let idle = action.idle_timeout.unwrap_or(session.manager.config.timeouts.stream_idle);
         let begin = recorder.stats().times.upstream_start;
         let total = plan.timeout.and_then(|t| Some(begin? + t));
-        let life = action.max_stream.and_then(|d| Some(recorder.stats().start + d));
+        let life = action.max_stream.map(|d| recorder.stats().start + d);
         let deadlines =
             Deadlines { total: [total, life].into_iter().flatten().min(), idle: (!idle.is_zero()).then_some(idle) };
         let grpc = finish.grpc;

@@ -91,10 +91,10 @@ pub fn finish_head(
         limit.headers.apply_response(&mut head.headers, stats);
     }
     let route = finish.route.as_ref();
-    if let (Some(index), Some(route)) = (finish.weighted, route.and_then(RouteMatch::route)) {
-        if let Some(weighted) = route.weighted(index) {
-            weighted.headers.response.apply_response(&mut head.headers, stats);
-        }
+    if let (Some(index), Some(route)) = (finish.weighted, route.and_then(RouteMatch::route))
+        && let Some(weighted) = route.weighted(index)
+    {
+        weighted.headers.response.apply_response(&mut head.headers, stats);
     }
     if let Some(route) = route.and_then(RouteMatch::route) {
         route.headers.response.apply_response(&mut head.headers, stats);

@@ -358,10 +358,10 @@ impl Operator {
             _ => return,
         };
         for header in [Some(&lookup.main), lookup.other.as_ref()].into_iter().flatten() {
-            if let HeaderRef::Named(name) = header {
-                if !list.contains(name) {
-                    list.push(name.clone());
-                }
+            if let HeaderRef::Named(name) = header
+                && !list.contains(name)
+            {
+                list.push(name.clone());
             }
         }
     }

@@ -532,7 +532,7 @@ mod tests {
         // Another zone than ours: evenly.
         close(
             &shares(&table(aware, groups, Some("r/x")), &LbContext::default()),
-            &[(1, 0.25), (2, 0.25)]
+            [(1, 0.25), (2, 0.25)]
                 .map(|x| x)
                 .iter()
                 .copied()

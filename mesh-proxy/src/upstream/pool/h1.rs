@@ -175,10 +175,6 @@ impl H1 {
 }
 
 impl H1Lease {
-    pub(super) fn conn(&self) -> &Rc<Conn> {
-        &self.h1.conn
-    }
-
     /// The answer is complete: the connection may be used again.
     pub(super) fn complete(mut self) {
         if let Some(sender) = self.sender.take() {
@@ -248,7 +244,7 @@ impl H1Lease {
                         version,
                         upgrade,
                     };
-                    Sent::NotSent(head, body)
+                    Sent::Unsent(head, body)
                 }
                 None => Sent::Failed(failure(e.error()).at(conn.info.remote).started(reused)),
             },

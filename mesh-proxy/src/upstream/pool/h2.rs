@@ -180,17 +180,13 @@ impl H2 {
 }
 
 impl H2Lease {
-    pub(super) fn conn(&self) -> &Rc<Conn> {
-        &self.h2.conn
-    }
-
     /// Sends the request.
     pub(super) async fn send(self, head: RequestHead, body: Body) -> Sent {
         let conn = self.h2.conn.clone();
         let reused = conn.requests() > 0;
         let failed = |e: UpstreamError| Sent::Failed(e.at(conn.info.remote));
         let sender = self.h2.sender.borrow().clone();
-        let Some(mut sender) = sender else { return Sent::NotSent(head, body) };
+        let Some(mut sender) = sender else { return Sent::Unsent(head, body) };
         let upgrade = head.upgrade.is_some();
         let wants_tunnel = head.wants_tunnel();
         if upgrade && !self.h2.extended_connect.get() && !self.settings(&mut sender).await {
@@ -227,7 +223,7 @@ impl H2Lease {
                     let headers = parts.headers;
                     conn.end(Life::Retiring);
                     let head = RequestHead { method, scheme, authority, target, headers, version, upgrade: protocol };
-                    Sent::NotSent(head, body)
+                    Sent::Unsent(head, body)
                 }
                 None => {
                     let e = failure(e.error()).at(conn.info.remote);

@@ -114,15 +114,14 @@ impl Pools {
             };
             match sent {
                 Sent::Answered(answer, incoming, lease) => {
-                    let end =
-                        End { lease, guard, cluster: cluster.clone(), endpoint: endpoint.clone(), grpc: grpc.into() };
+                    let end = End { lease, guard, cluster: cluster.clone(), endpoint: endpoint.clone(), grpc };
                     return Ok(answered(*answer, incoming, end));
                 }
-                Sent::NotSent(h, b) if handovers < MAX_HANDOVERS => {
+                Sent::Unsent(h, b) if handovers < MAX_HANDOVERS => {
                     (head, body) = (h, b);
                     handovers += 1;
                 }
-                Sent::NotSent(..) => {
+                Sent::Unsent(..) => {
                     let e = UpstreamError::new(ErrorKind::ConnectionTermination, "").at(endpoint.socket_addr());
                     cluster.report(endpoint, Outcome::Reset, &ThreadRandom);
                     return Err(e);
@@ -210,7 +209,7 @@ impl Lease {
 enum Sent {
     Answered(Box<ResponseHead>, Body, Lease),
     /// Not a byte was written; here it is again.
-    NotSent(RequestHead, Body),
+    Unsent(RequestHead, Body),
     Failed(UpstreamError),
 }
 

@@ -7,13 +7,13 @@ use prost::Message;
 use super::ResourceError;
 
 /// A field of a resource, by its parents.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct At<'a> {
     parent: Option<&'a At<'a>>,
     step: Step<'a>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 enum Step<'a> {
     Resource(&'a str),
     Field(&'a str),

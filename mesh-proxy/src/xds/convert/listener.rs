@@ -406,7 +406,7 @@ fn http_manager_headers(at: &At<'_>, m: &hcm::HttpConnectionManager, out: &mut H
 
 fn http_manager_limits(at: &At<'_>, m: &hcm::HttpConnectionManager, out: &mut HttpManager) -> Result<()> {
     let default = HttpTimeouts::default();
-    let common = m.common_http_protocol_options.clone().unwrap_or_default();
+    let common = m.common_http_protocol_options.unwrap_or_default();
     let field = |name: &'static str| at.field(name);
     out.timeouts = HttpTimeouts {
         idle: duration_or(
