@@ -1,5 +1,7 @@
 //! A proxy that gets everything over ADS, from a control plane that misbehaves on command.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that meets what it does not expect ends
+
 mod support;
 
 use std::{net::SocketAddr, time::Duration};

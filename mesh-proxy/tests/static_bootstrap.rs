@@ -1,5 +1,7 @@
 //! `mesh-proxy -c FILE` with everything in the file: requests, refusals at the start, the end.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that meets what it does not expect ends
+
 mod support;
 
 use std::{net::SocketAddr, time::Duration};

@@ -1,5 +1,7 @@
 //! Forwarded connections of a whole process: bytes, metrics, logs, draining, secrets from a file.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that meets what it does not expect ends
+
 mod support;
 
 use std::{net::SocketAddr, time::Duration};

@@ -203,12 +203,10 @@ where
         Ok(())
     };
     tokio::pin!(pump, exchange);
-    loop {
-        tokio::select! {
-            ended = &mut exchange => return ended,
-            // Whoever owns the protocol has let go of the stream.
-            () = &mut pump => return exchange.await,
-        }
+    tokio::select! {
+        ended = &mut exchange => ended,
+        // Whoever owns the protocol has let go of the stream.
+        () = &mut pump => exchange.await,
     }
 }
 

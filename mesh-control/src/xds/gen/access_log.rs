@@ -4,7 +4,7 @@ use mesh_api::model::{
     AccessLog, Comparison, CustomTag, LogFilter, LogFormat, LogSink, Name, TagValue, TraceProvider, Tracing,
 };
 
-use super::common::header_matcher;
+use super::values::header_matcher;
 use super::wire::{Message, structure};
 
 /// `envoy.config.accesslog.v3.AccessLog`.

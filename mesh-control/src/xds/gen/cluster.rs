@@ -5,9 +5,9 @@ use mesh_api::model::{
     LbCommon, LbPolicy, OutlierDetection, SlowStart, TcpKeepalive, TlsMatch,
 };
 
-use super::common::{ads, metadata};
 use super::endpoint::endpoints;
 use super::tls;
+use super::values::{ads, metadata};
 use super::wire::{Message, structure};
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";

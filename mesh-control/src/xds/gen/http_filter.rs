@@ -5,8 +5,8 @@ use mesh_api::model::{
     IstioStats, LocalRateLimit, PeerMetadata, RbacFilter,
 };
 
-use super::common::{header_matcher, header_value, mutations, string_matcher};
 use super::rbac::rbac;
+use super::values::{header_matcher, header_value, mutations, string_matcher};
 use super::wire::Message;
 
 /// `HttpFilter`.

@@ -8,11 +8,11 @@ use mesh_api::model::{
 
 use super::access_log::{access_log, tracing};
 use super::cluster::http2_options;
-use super::common::{ads, metadata};
 use super::http_filter::{http_filter, istio_stats};
 use super::rbac::rbac;
 use super::route::route_config;
 use super::tls;
+use super::values::{ads, metadata};
 use super::wire::{Message, address, cidr};
 
 /// `Listener`.

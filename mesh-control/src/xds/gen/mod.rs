@@ -6,13 +6,13 @@
 
 mod access_log;
 mod cluster;
-mod common;
 mod endpoint;
 mod http_filter;
 mod listener;
 mod rbac;
 mod route;
 mod tls;
+mod values;
 mod wire;
 
 use bytes::Bytes;

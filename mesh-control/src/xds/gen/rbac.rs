@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mesh_api::model::{MetadataMatch, MetadataValue, Permission, Policy, Principal, Rbac, RbacAction, StringMatcher};
 
-use super::common::{header_matcher, string_matcher};
+use super::values::{header_matcher, string_matcher};
 use super::wire::{Message, cidr};
 
 /// `envoy.config.rbac.v3.RBAC`.

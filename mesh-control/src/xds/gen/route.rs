@@ -8,8 +8,8 @@ use mesh_api::model::{
     Upgrade, VirtualHost, WeightedCluster,
 };
 
-use super::common::{header_matcher, header_value, metadata, regex, string_matcher, substitution};
 use super::http_filter::filter_override;
+use super::values::{header_matcher, header_value, metadata, regex, string_matcher, substitution};
 use super::wire::Message;
 
 /// `RouteConfiguration`.

@@ -5,7 +5,7 @@ use mesh_api::model::{
     TlsCertificate, TlsVersion, UpstreamTls, Validation, ValidationContext,
 };
 
-use super::common::{has_tls_params, sds, string_matcher};
+use super::values::{has_tls_params, sds, string_matcher};
 use super::wire::Message;
 
 const TLS: &str = "envoy.transport_sockets.tls";

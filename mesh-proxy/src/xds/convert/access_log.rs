@@ -14,7 +14,7 @@ use mesh_api::xds::envoy::r#type::tracing::v3 as tags;
 
 use super::Result;
 use super::at::At;
-use super::common::{duration_or, fraction, header_matcher, names, percent, structure, type_name, u32_or, unpack};
+use super::values::{duration_or, fraction, header_matcher, names, percent, structure, type_name, u32_or, unpack};
 
 /// Envoy's default line.
 const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \

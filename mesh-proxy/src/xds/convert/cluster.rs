@@ -12,11 +12,11 @@ use mesh_api::xds::envoy::extensions::upstreams::http::v3 as upstreams;
 
 use super::Result;
 use super::at::At;
-use super::common::{
-    bool_or, duration, duration_opt, duration_or, metadata, percent, socket, structure, type_name, u32_or, unpack,
-};
 use super::endpoint::endpoint_set;
 use super::tls;
+use super::values::{
+    bool_or, duration, duration_opt, duration_or, metadata, percent, socket, structure, type_name, u32_or, unpack,
+};
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -113,7 +113,7 @@ fn discovery(at: &At<'_>, c: &proto::Cluster) -> Result<Discovery> {
                 Some(LbConfig::OriginalDstLbConfig(config)) => config.clone(),
                 _ => Default::default(),
             };
-            let port = config.upstream_port_override.map(|p| super::common::port(at, p.value)).transpose()?;
+            let port = config.upstream_port_override.map(|p| super::values::port(at, p.value)).transpose()?;
             Discovery::OriginalDst {
                 use_header: config.use_http_header,
                 port_override: port,

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Result;
 use super::at::At;
-use super::common::{address, fraction, plain_metadata};
+use super::values::{address, fraction, plain_metadata};
 
 /// Where endpoints say which TLS context they want.
 const TLS_LABELS: &str = "envoy.transport_socket_match";

@@ -17,11 +17,11 @@ use serde_json::Value;
 
 use super::Result;
 use super::at::At;
-use super::common::{
+use super::rbac::rbac;
+use super::values::{
     bool_or, duration, duration_opt, fraction, header_matchers, header_value, lower, runtime_fraction, string_matchers,
     type_name, typed_struct, u32_or, unpack,
 };
-use super::rbac::rbac;
 
 /// Filters of Istio's Envoy build and others that change nothing here: known, and left out.
 const WITHOUT_EFFECT: [&str; 4] = [

@@ -17,14 +17,14 @@ use super::Result;
 use super::access_log::{access_logs, tracing};
 use super::at::At;
 use super::cluster::keepalive;
-use super::common::{
-    address, bool_or, cidrs, duration_opt, duration_or, metadata, names, plain_metadata, port, type_name, typed_struct,
-    u32_or, unpack,
-};
 use super::http_filter::{http_filter, stats};
 use super::rbac::rbac;
 use super::route::route_config;
 use super::tls;
+use super::values::{
+    address, bool_or, cidrs, duration_opt, duration_or, metadata, names, plain_metadata, port, type_name, typed_struct,
+    u32_or, unpack,
+};
 
 pub fn listener(at: &At<'_>, l: &proto::Listener) -> Result<Listener> {
     if let Some(api) = &l.api_listener {
@@ -213,7 +213,7 @@ fn chain_match(at: &At<'_>, m: &proto::FilterChainMatch) -> Result<FilterChainMa
     Ok(FilterChainMatch {
         destination_port: m.destination_port.map(|p| port(&at.field("destination_port"), p.value)).transpose()?,
         prefix_ranges: cidrs(at, "prefix_ranges", &m.prefix_ranges)?,
-        server_names: super::common::lower(&m.server_names),
+        server_names: super::values::lower(&m.server_names),
         transport_protocol: m.transport_protocol.as_str().into(),
         application_protocols: names(&m.application_protocols),
         direct_source_prefix_ranges: cidrs(at, "direct_source_prefix_ranges", &m.direct_source_prefix_ranges)?,

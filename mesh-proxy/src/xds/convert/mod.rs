@@ -7,13 +7,13 @@
 mod access_log;
 mod at;
 mod cluster;
-mod common;
 mod endpoint;
 mod http_filter;
 mod listener;
 mod rbac;
 mod route;
 mod tls;
+mod values;
 
 use std::fmt;
 
@@ -22,8 +22,8 @@ use mesh_api::xds::envoy;
 
 use at::At;
 
-pub use common::{structure, type_name};
 pub use tls::api_cluster;
+pub use values::{structure, type_name};
 
 /// Why a resource is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -104,5 +104,5 @@ pub fn secret(name: &str, bytes: &[u8]) -> Result<model::Secret> {
 /// # Errors
 /// When it is not one that can be listened at.
 pub fn address(place: &str, address: &envoy::config::core::v3::Address) -> Result<model::Address> {
-    common::address(&At::resource(place), Some(address))
+    values::address(&At::resource(place), Some(address))
 }

@@ -11,7 +11,7 @@ use mesh_api::xds::envoy::r#type::matcher::v3 as matcher;
 
 use super::Result;
 use super::at::At;
-use super::common::{cidr, header_matcher, port, string_matcher, type_name, unpack};
+use super::values::{cidr, header_matcher, port, string_matcher, type_name, unpack};
 
 pub fn rbac(at: &At<'_>, rules: &proto::Rbac) -> Result<Rbac> {
     let action = match proto::rbac::Action::try_from(rules.action) {

@@ -16,11 +16,11 @@ use mesh_api::xds::google::protobuf::Any;
 
 use super::Result;
 use super::at::At;
-use super::common::{
+use super::http_filter::filter_override;
+use super::values::{
     bool_or, duration_opt, header_matchers, header_ops, metadata, plain_metadata, port, regex, runtime_fraction,
     string_matcher, type_name, u32_or, unpack,
 };
-use super::http_filter::filter_override;
 
 pub fn route_config(at: &At<'_>, c: &proto::RouteConfiguration, static_default: bool) -> Result<RouteConfig> {
     if c.vhds.is_some() || !c.cluster_specifier_plugins.is_empty() {
@@ -46,7 +46,7 @@ pub fn route_config(at: &At<'_>, c: &proto::RouteConfiguration, static_default: 
             (&c.request_headers_to_add, &c.request_headers_to_remove),
             (&c.response_headers_to_add, &c.response_headers_to_remove),
         )?,
-        internal_only_headers: super::common::lower(&c.internal_only_headers),
+        internal_only_headers: super::values::lower(&c.internal_only_headers),
         max_direct_response_body: c.max_direct_response_body_size_bytes.map(|v| v.value),
         ignore_port_in_host: c.ignore_port_in_host_matching,
         validate_clusters: bool_or(c.validate_clusters, static_default),

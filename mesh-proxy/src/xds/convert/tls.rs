@@ -12,7 +12,7 @@ use mesh_api::xds::envoy::extensions::transport_sockets::tls::v3 as proto;
 
 use super::Result;
 use super::at::At;
-use super::common::{bool_or, lower, names, string_matcher, type_name, unpack};
+use super::values::{bool_or, lower, names, string_matcher, type_name, unpack};
 
 /// What a transport socket of a cluster means.
 pub struct UpstreamSocket {
