@@ -32,7 +32,10 @@ use super::{
     balance::ThreadRandom,
     connect::{ConnPermit, ConnectOptions, dial},
 };
-use crate::http::message::{Body, BodyError, RequestHead, ResponseHead};
+use crate::{
+    http::message::{Body, BodyError, RequestHead, ResponseHead},
+    tls::ClientTls,
+};
 
 /// How often what has changed around connections (removed endpoints, rotated certificates) is looked at.
 const INSPECT_EVERY: Duration = Duration::from_secs(1);
@@ -40,6 +43,8 @@ const INSPECT_EVERY: Duration = Duration::from_secs(1);
 const EXPECTED_STREAMS: usize = 100;
 /// Times a request is handed to another connection because the first had closed before a byte was written.
 const MAX_HANDOVERS: u32 = 4;
+/// Times a request that waits follows to the pool that replaces its own.
+const MAX_REPLACED: u32 = 8;
 
 /// What sending may depend on beside the request itself.
 #[derive(Debug, Clone, Copy, Default)]
@@ -94,7 +99,7 @@ impl Pools {
         options: &SendOptions<'_>,
     ) -> Result<(ResponseHead, Body), UpstreamError> {
         let grpc = head.is_grpc();
-        let (mut head, mut body, mut handovers) = (head, body, 0);
+        let (mut head, mut body, mut handovers, mut replaced) = (head, body, 0, 0);
         loop {
             let lease = {
                 let host = options.server_name.unwrap_or_else(|| head.authority.host());
@@ -102,7 +107,18 @@ impl Pools {
                 let pool = self.inner.pool(cluster, endpoint, &wanted);
                 match pool.try_lease() {
                     Some(lease) => lease,
-                    None => pool.wait(cluster, endpoint, &wanted).await?,
+                    None => match pool.wait(cluster, endpoint, &wanted).await? {
+                        Some(lease) => lease,
+                        // The pool was replaced meanwhile.
+                        None if replaced < MAX_REPLACED => {
+                            replaced += 1;
+                            continue;
+                        }
+                        None => {
+                            let e = UpstreamError::new(ErrorKind::ConnectFailure, "pool closed");
+                            return Err(e.at(endpoint.socket_addr()));
+                        }
+                    },
                 }
             };
             let Some(guard) = RequestGuard::begin(cluster, endpoint, options.priority) else {
@@ -226,7 +242,9 @@ enum Wire {
 struct Wanted<'a> {
     /// Connection settings of the cluster.
     settings: u64,
-    /// TLS configuration with its secrets.
+    /// TLS configuration.
+    tls: Option<&'a Arc<ClientTls>>,
+    /// Its secrets.
     generation: u64,
     wire: Wire,
     priority: Priority,
@@ -239,6 +257,7 @@ struct Wanted<'a> {
 #[derive(Debug)]
 struct Key {
     settings: u64,
+    tls: Option<Arc<ClientTls>>,
     generation: u64,
     wire: Wire,
     priority: Priority,
@@ -250,7 +269,7 @@ struct Key {
 impl<'a> Wanted<'a> {
     fn new(
         cluster: &Cluster,
-        endpoint: &Endpoint,
+        endpoint: &'a Endpoint,
         host: &'a str,
         version: Version,
         options: &SendOptions<'a>,
@@ -267,6 +286,7 @@ impl<'a> Wanted<'a> {
         let by_name = |tls: &crate::tls::ClientTls| http.auto_sni || http.auto_san_validation || tls.needs_host();
         Wanted {
             settings: cluster.settings,
+            tls: endpoint.tls.as_ref(),
             generation: endpoint.tls.as_ref().map_or(0, |t| t.generation()),
             wire,
             priority: options.priority,
@@ -278,6 +298,7 @@ impl<'a> Wanted<'a> {
     fn key(&self) -> Key {
         Key {
             settings: self.settings,
+            tls: self.tls.cloned(),
             generation: self.generation,
             wire: self.wire,
             priority: self.priority,
@@ -297,8 +318,15 @@ impl Key {
             && self.server_name.as_deref() == w.server_name
             && self.proxied == w.proxied
     }
-    fn is(&self, w: &Wanted<'_>) -> bool {
-        self.settings == w.settings && self.generation == w.generation && self.is_like(w)
+    /// Good for such a request: the same, or the same renewed (a request may hold on to an older version of its cluster,
+    /// and must not push aside what newer ones use).
+    fn serves(&self, w: &Wanted<'_>) -> bool {
+        let same_tls = match (&self.tls, w.tls) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        same_tls && self.settings >= w.settings && self.generation >= w.generation && self.is_like(w)
     }
 }
 
@@ -306,12 +334,12 @@ impl Inner {
     fn pool(self: &Rc<Self>, cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, wanted: &Wanted<'_>) -> Rc<Pool> {
         let mut pools = self.pools.borrow_mut();
         let list = pools.entry(endpoint.state.id).or_default();
-        if let Some(pool) = list.iter().find(|p| p.key.is(wanted)) {
+        if let Some(pool) = list.iter().find(|p| p.key.serves(wanted)) {
             return pool.clone();
         }
         // What this one replaces takes no new requests; those in flight go on.
         list.retain(|p| {
-            let replaced = p.key.is_like(wanted);
+            let replaced = p.key.is_like(wanted) && p.key.settings <= wanted.settings;
             if replaced {
                 p.retire();
             }
@@ -430,12 +458,13 @@ impl Pool {
         }
     }
 
+    /// Waits for a connection; `None`: the pool was retired, another one serves now.
     async fn wait(
         self: &Rc<Self>,
         cluster: &Arc<Cluster>,
         endpoint: &Arc<Endpoint>,
         wanted: &Wanted<'_>,
-    ) -> Result<Lease, UpstreamError> {
+    ) -> Result<Option<Lease>, UpstreamError> {
         if !cluster.circuit.begin_pending(wanted.priority) {
             cluster.stats.upstream_rq_pending_overflow.inc();
             return Err(UpstreamError::new(ErrorKind::Overflow, "").at(endpoint.socket_addr()));
@@ -458,13 +487,12 @@ impl Pool {
         let result = rx.await;
         drop(pending);
         match result {
-            Ok(result) => {
-                if result.is_err() {
-                    cluster.stats.upstream_rq_pending_failure_eject.inc();
-                }
-                result
+            Ok(Ok(lease)) => Ok(Some(lease)),
+            Ok(Err(e)) => {
+                cluster.stats.upstream_rq_pending_failure_eject.inc();
+                Err(e)
             }
-            Err(_) => Err(UpstreamError::new(ErrorKind::ConnectFailure, "pool closed").at(endpoint.socket_addr())),
+            Err(_) => Ok(None),
         }
     }
 
@@ -606,9 +634,11 @@ impl Pool {
             self.serve();
         }
     }
-    /// Takes no new requests.
+    /// Takes no new requests. Those that wait are sent away: no connection made here would ever serve them.
     fn retire(&self) {
         self.retired.set(true);
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        drop(waiting);
         for conn in self.conns.borrow().iter() {
             conn.end(Life::Retiring);
         }
