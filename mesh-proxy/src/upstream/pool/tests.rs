@@ -55,10 +55,8 @@ async fn send(pools: &Pools, cluster: &Arc<Cluster>, path: &'static str) -> Resu
     let endpoint = cluster.pick(&LbContext::default(), &ThreadRandom).map_err(|e| e.to_string())?;
     let authority = Authority::new(HeaderValue::from_static("a")).unwrap();
     let head = RequestHead::new(Method::GET, authority, PathAndQuery::from_static(path));
-    let (answer, body) = pools
-        .send(cluster, &endpoint, head, Body::Empty, &SendOptions::default())
-        .await
-        .map_err(|e| e.to_string())?;
+    let (answer, body) =
+        pools.send(cluster, &endpoint, head, Body::Empty, &SendOptions::default()).await.map_err(|e| e.to_string())?;
     let status = answer.status.as_u16();
     drop(http_body_util::BodyExt::collect(body).await);
     Ok(status)
