@@ -19,6 +19,10 @@ use crate::xds::sds::Channels;
 
 /// How long a connection to a control plane may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
+/// An idle connection is asked this often whether it lives.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// And given up when it does not answer for this long.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Dials endpoints of clusters in force.
 #[derive(Debug, Clone)]
@@ -50,7 +54,12 @@ impl Dialer {
         });
         let host: String = authority.chars().map(|c| if c == '|' || c == '_' { '-' } else { c }).collect();
         let endpoint = Endpoint::from_shared(format!("http://{host}")).map_err(|e| e.to_string())?;
-        Ok(endpoint.connect_timeout(CONNECT).connect_with_connector_lazy(connector))
+        let endpoint = endpoint
+            .connect_timeout(CONNECT)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        Ok(endpoint.connect_with_connector_lazy(connector))
     }
 }
 

@@ -471,3 +471,6 @@ impl std::fmt::Debug for Configurator {
         f.debug_struct("Configurator").field("version", &self.version).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
