@@ -81,7 +81,8 @@ fn listener(name: &str, manager: &str, tls: &str) -> String {
 }
 
 fn rds(name: &str, timeout: &str) -> String {
-    let manager = format!("rds: {{route_config_name: r, config_source: {{ads: {{}}, initial_fetch_timeout: {timeout}}}}}");
+    let manager =
+        format!("rds: {{route_config_name: r, config_source: {{ads: {{}}, initial_fetch_timeout: {timeout}}}}}");
     listener(name, &manager, "")
 }
 
