@@ -78,6 +78,12 @@ impl ClientTls {
         self.built().map_or(0, |b| b.generation)
     }
 
+    /// As [`Self::generation`], but a renewal of our own certificate leaves it alone: connections may go on then, since
+    /// whom we trust has not changed.
+    pub fn trust_generation(&self) -> u64 {
+        self.built().map_or(0, |b| b.trust_generation)
+    }
+
     /// ALPN protocols of the context.
     pub fn alpn(&self) -> &[Name] {
         &self.cfg.common.alpn

@@ -105,6 +105,8 @@ pub(crate) struct Built<C> {
     pub(crate) secrets: Secrets,
     /// Unique among all contexts and builds.
     pub(crate) generation: u64,
+    /// That of the first build with the same trust: a renewed certificate of our own leaves it alone.
+    pub(crate) trust_generation: u64,
 }
 
 /// The place of the newest [`Built`].
@@ -143,7 +145,12 @@ impl<C> Current<C> {
         }
         let secrets = self.sources.load()?;
         let config = make(&secrets)?;
-        let built = Arc::new(Built { config, secrets, generation: store.next_generation() });
+        let generation = store.next_generation();
+        let own = self.sources.certificates.len();
+        let same_trust = |old: &Arc<Built<C>>| old.secrets.seen.get(own..) == secrets.seen.get(own..);
+        let trust_generation =
+            self.built.load_full().filter(same_trust).map_or(generation, |old| old.trust_generation);
+        let built = Arc::new(Built { config, secrets, generation, trust_generation });
         self.built.store(Some(built.clone()));
         Ok(built)
     }
@@ -182,8 +189,15 @@ pub(crate) fn peer_info(
     }
 }
 
-/// Checks a presented chain against trust as it is now.
+/// Checks a presented chain against trust as it is now. That the peer's certificate has expired since its handshake is
+/// no reason: it has long shown a newer one elsewhere, and a request in flight must not suffer from that.
 pub(crate) fn recheck(trust: &Trust, chain: &[CertificateDer<'_>], peer: Peer) -> Result<(), TlsError> {
     let Some((leaf, intermediates)) = chain.split_first() else { return Ok(()) };
-    trust.check(leaf, intermediates, peer, UnixTime::now(), None).map_err(|e| TlsError::Verify(describe(&e)))
+    let now = UnixTime::now();
+    let end = CertificateFacts::parse(leaf).ok().and_then(|facts| u64::try_from(facts.not_after).ok());
+    let at = match end {
+        Some(end) if end < now.as_secs() => UnixTime::since_unix_epoch(std::time::Duration::from_secs(end)),
+        _ => now,
+    };
+    trust.check(leaf, intermediates, peer, at, None).map_err(|e| TlsError::Verify(describe(&e)))
 }

@@ -19,6 +19,10 @@ use crate::{
     upstream::{Cluster, Endpoint, circuit::Circuit, circuit::Priority, endpoint::EndpointState, stats::ClusterStats},
 };
 
+/// After a renewal of our certificate connections are replaced one by one within this time: all at once would be a storm
+/// of handshakes just when requests need them.
+const RENEW_WITHIN: Duration = Duration::from_secs(30);
+
 /// What a connection may still do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Life {
@@ -49,6 +53,8 @@ pub(super) struct Conn {
     max_requests: u64,
     idle_timeout: Duration,
     retire_at: Option<Instant>,
+    /// Our certificate is another one now: a connection with the new one follows.
+    renew_at: Cell<Option<Instant>>,
 }
 
 impl Conn {
@@ -69,6 +75,7 @@ impl Conn {
             requests: Cell::new(0),
             max_requests: http.max_requests_per_connection.filter(|n| *n > 0).map_or(u64::MAX, u64::from),
             idle_timeout: http.idle_timeout,
+            renew_at: Cell::new(None),
             retire_at: http.max_connection_duration.filter(|d| !d.is_zero()).map(|d| now + d),
         })
     }
@@ -129,11 +136,16 @@ impl Conn {
         let (Some(tls), Some(peer)) = (&self.tls, &self.info.tls) else { return };
         let now = tls.generation();
         if now != 0 && now != self.trusted.get() {
-            self.end(Life::Retiring);
             self.trusted.set(now);
             if tls.still_trusted(peer).is_err() {
-                self.end(Life::Killed);
+                return self.end(Life::Killed);
             }
+            if self.renew_at.get().is_none() {
+                self.renew_at.set(Some(Instant::now() + RENEW_WITHIN.mul_f64(rand::random())));
+            }
+        }
+        if self.renew_at.get().is_some_and(|at| at <= Instant::now()) {
+            self.end(Life::Retiring);
         }
     }
 

@@ -244,7 +244,7 @@ struct Wanted<'a> {
     settings: u64,
     /// TLS configuration.
     tls: Option<&'a Arc<ClientTls>>,
-    /// Its secrets.
+    /// Whom it trusts.
     generation: u64,
     wire: Wire,
     priority: Priority,
@@ -287,7 +287,7 @@ impl<'a> Wanted<'a> {
         Wanted {
             settings: cluster.settings,
             tls: endpoint.tls.as_ref(),
-            generation: endpoint.tls.as_ref().map_or(0, |t| t.generation()),
+            generation: endpoint.tls.as_ref().map_or(0, |t| t.trust_generation()),
             wire,
             priority: options.priority,
             alpn: options.alpn.filter(|_| endpoint.tls.is_some()),
