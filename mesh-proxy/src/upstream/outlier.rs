@@ -275,7 +275,7 @@ pub(super) fn sweep(cfg: &OutlierDetection, stats: &ClusterStats, all: &[Arc<End
     if cfg.success_rate.is_none() && cfg.failure_percentage.is_none() {
         return changed;
     }
-    let shown = cfg.success_rate.map_or(0, |s| s.2);
+    let shown = cfg.success_rate.map_or(0, |s| s.1);
     for local in [false, true] {
         let rates: Vec<(&Arc<Endpoint>, f64, u32)> = all
             .iter()

