@@ -237,6 +237,10 @@ enum Wire {
     Alpn,
 }
 
+/// TLS handshakes at once a pool. They cost processor time on both sides: without a limit a burst of requests on a busy
+/// machine makes so many that none ends in time, while the first few connections could have served them all.
+const HANDSHAKES: usize = 16;
+
 /// What connections of a pool have in common, as a request asks for it.
 #[derive(Debug, Clone, Copy)]
 struct Wanted<'a> {
@@ -502,8 +506,12 @@ impl Pool {
             let dial = {
                 let mut waiting = self.waiting.borrow_mut();
                 waiting.retain(|w| !w.tx.is_closed());
-                if waiting.len() <= self.connecting.get() * self.expected.get() {
+                let connecting = self.connecting.get();
+                if waiting.len() <= connecting * self.expected.get() {
                     return;
+                }
+                if self.key.tls.is_some() && connecting >= HANDSHAKES {
+                    return; // the next one begins when one of these ends
                 }
                 let Some(first) = waiting.front() else { return };
                 first.dial.clone()
