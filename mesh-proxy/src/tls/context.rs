@@ -148,8 +148,7 @@ impl<C> Current<C> {
         let generation = store.next_generation();
         let own = self.sources.certificates.len();
         let same_trust = |old: &Arc<Built<C>>| old.secrets.seen.get(own..) == secrets.seen.get(own..);
-        let trust_generation =
-            self.built.load_full().filter(same_trust).map_or(generation, |old| old.trust_generation);
+        let trust_generation = self.built.load_full().filter(same_trust).map_or(generation, |old| old.trust_generation);
         let built = Arc::new(Built { config, secrets, generation, trust_generation });
         self.built.store(Some(built.clone()));
         Ok(built)
