@@ -78,6 +78,8 @@ pub struct Configurator {
     retired: Vec<(Name, Instant)>,
     version: u64,
     dirty: bool,
+    /// Counts changes of what is referred to by name.
+    references: u64,
     /// Why not everything is in force, for readiness.
     still: Arc<ArcSwap<Vec<String>>>,
 }
@@ -107,6 +109,7 @@ impl Configurator {
             retired: vec![],
             version: 0,
             dirty: false,
+            references: 0,
             still: Arc::default(),
         }
     }
@@ -135,6 +138,7 @@ impl Configurator {
         };
         cluster.set_zone(&self.shared.node.locality);
         cluster.start(&self.control);
+        self.references += 1;
         if let Discovery::Eds { service } = &config.discovery
             && let Some(set) = self.endpoints.get(service)
         {
@@ -179,6 +183,7 @@ impl Configurator {
 
     /// A cluster goes away.
     pub fn remove_cluster(&mut self, name: &str) {
+        self.references += 1;
         self.dirty |= self.clusters.remove(name).is_some();
         self.warming.remove(name);
     }
@@ -277,11 +282,13 @@ impl Configurator {
             patience => Some(Instant::now() + patience.unwrap_or(Duration::from_secs(15))),
         };
         self.waiting_listeners.insert(name, Waiting { listener, until });
+        self.references += 1;
         Ok(())
     }
 
     /// A listener goes away.
     pub fn remove_listener(&mut self, name: &str) {
+        self.references += 1;
         self.waiting_listeners.remove(name);
         if let Some(listener) = self.listeners.remove(name) {
             self.bind.remove(name);
@@ -315,6 +322,7 @@ impl Configurator {
         for name in warm {
             if let Some(cluster) = self.warming.remove(&name) {
                 self.clusters.insert(name, cluster);
+                self.references += 1;
                 self.dirty = true;
             }
         }
@@ -344,6 +352,7 @@ impl Configurator {
         let mut failed = Vec::new();
         for name in ready {
             let Some(Waiting { listener, .. }) = self.waiting_listeners.remove(&name) else { continue };
+            self.references += 1;
             if let Err(error) = self.bind.put(listener.clone()) {
                 failed.push((name, error));
                 continue;
@@ -394,6 +403,11 @@ impl Configurator {
             clusters: Arc::new(of(&self.clusters)),
             version: self.version,
         }));
+    }
+
+    /// Changes when names that are wanted may have.
+    pub fn references(&self) -> u64 {
+        self.references
     }
 
     /// EDS names that are wanted now.

@@ -142,6 +142,11 @@ impl SecretStore {
         matches!((&reference.source, &self.local), (SdsSource::Cluster(c), Some(local)) if c == local)
     }
 
+    /// Changes when [`Self::changes`] tells of something.
+    pub fn version(&self) -> u64 {
+        *self.changed.borrow()
+    }
+
     /// The slot of a secret, made when there is none. A `file-cert:`/`file-root:` secret of the own identity is read.
     pub fn slot(&self, reference: &SdsRef) -> Arc<Slot> {
         let (slot, fresh) = {

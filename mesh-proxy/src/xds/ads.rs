@@ -79,6 +79,7 @@ impl Client {
             status: self.status,
             first: First::new(self.clusters, self.listeners),
             wanted: HashMap::new(),
+            looked: None,
             out: None,
         };
         let mut heard = stream::keep_open(self.connect, Service::Ads(variant));
@@ -101,7 +102,8 @@ impl Client {
                         driver.config.note(&event);
                     }
                 }
-                _ = tick.tick() => {}
+                // Secrets are let go of when the last connection with an old context ends, which tells nobody.
+                _ = tick.tick() => driver.looked = None,
             }
             driver.settle();
         }
@@ -168,6 +170,8 @@ struct Driver {
     first: First,
     /// Names asked for, of the types that are asked for by name.
     wanted: HashMap<TypeUrl, BTreeSet<Name>>,
+    /// State of references and secrets when names were looked for.
+    looked: Option<(u64, u64)>,
     out: Option<mpsc::UnboundedSender<Request>>,
 }
 
@@ -250,7 +254,10 @@ impl Driver {
         if self.first.asks(TypeUrl::Cluster) {
             self.protocol.subscribe(TypeUrl::Cluster, Interest::all());
         }
-        for ty in [TypeUrl::Endpoints, TypeUrl::Secret, TypeUrl::Route] {
+        let now = Some((self.config.references(), self.shared.secrets.version()));
+        let changed = std::mem::replace(&mut self.looked, now) != now;
+        let by_name = [TypeUrl::Endpoints, TypeUrl::Secret, TypeUrl::Route];
+        for ty in by_name.into_iter().filter(|_| changed) {
             let names = apply::wanted(&self.config, &self.shared, ty);
             let before = self.wanted.entry(ty).or_default();
             if *before == names {

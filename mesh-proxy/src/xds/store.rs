@@ -1,5 +1,5 @@
 //! What the control plane said last of each resource: bytes in force, their version, and the newest refusal. For
-//! `/config_dump`, and for telling a control plane after a reconnect what is known already.
+//! `/config_dump`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -77,24 +77,10 @@ impl Store {
         }
     }
 
-    /// Names that came from the control plane.
-    pub fn names(&self, ty: TypeUrl) -> Vec<Name> {
-        self.dynamic(ty).map(|(name, _)| name.clone()).collect()
-    }
-
-    /// Versions in force, to be told to the control plane after a reconnect.
-    pub fn versions(&self, ty: TypeUrl) -> impl Iterator<Item = (String, String)> + '_ {
-        self.dynamic(ty).filter(|(_, e)| e.wire.is_some()).map(|(n, e)| (n.to_string(), e.version.clone()))
-    }
-
     /// What is in force has these very bytes.
     pub fn is_same(&self, ty: TypeUrl, name: &str, wire: &Bytes) -> bool {
         let entry = self.resources.get(&ty).and_then(|all| all.get(name));
         entry.is_some_and(|e| e.error.is_none() && e.wire.as_ref() == Some(wire))
-    }
-
-    fn dynamic(&self, ty: TypeUrl) -> impl Iterator<Item = (&Name, &DumpEntry)> {
-        self.resources.get(&ty).into_iter().flatten().filter(|(_, e)| !e.is_static)
     }
 
     /// Everything, for a dump.
