@@ -212,3 +212,32 @@ pub fn route(name: &str, cluster: &str) -> Any {
     );
     resource(TypeUrl::Route, &yaml)
 }
+
+/// A bootstrap file for a proxy that gets everything from this control plane.
+pub fn bootstrap(control: SocketAddr, api_type: &str) -> String {
+    format!(
+        "node: {{id: sidecar~127.0.0.1~a.b~b.svc.cluster.local, cluster: c}}
+admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: @ADMIN@}}}}}}
+dynamic_resources:
+  ads_config:
+    api_type: {api_type}
+    transport_api_version: V3
+    set_node_on_first_message_only: true
+    grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]
+  cds_config: {{ads: {{}}, initial_fetch_timeout: 0s}}
+  lds_config: {{ads: {{}}, initial_fetch_timeout: 0s}}
+static_resources:
+  clusters:
+  - name: xds
+    type: STATIC
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {{http2_protocol_options: {{}}}}
+    load_assignment:
+      cluster_name: xds
+      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}]}}]
+",
+        control.port()
+    )
+}
