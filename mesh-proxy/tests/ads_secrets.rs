@@ -88,7 +88,8 @@ async fn a_listener_waits_for_its_certificate_and_takes_new_ones() {
     assert!(get_trusting(local(port), &newer).await.unwrap().ends_with("one GET /"));
     assert!(get_trusting(local(port), &root).await.is_err());
 
-    let garbage = "{name: cert, tls_certificate: {certificate_chain: {inline_string: x}, private_key: {inline_string: y}}}";
+    let garbage =
+        "{name: cert, tls_certificate: {certificate_chain: {inline_string: x}, private_key: {inline_string: y}}}";
     let nack = ads.push(TypeUrl::Secret, "3", &[("cert", resource(TypeUrl::Secret, garbage))], &[]).await;
     assert!(nack.error_detail.unwrap().message.contains("cert: "));
     assert!(get_trusting(local(port), &newer).await.unwrap().ends_with("one GET /"));
