@@ -1,6 +1,7 @@
 //! The borders between modules, as rules on source text: which files must not name what.
 //!
-//! A rule looks at code only; comments and doc comments may speak of anything.
+//! A rule looks at code only; comments and doc comments may speak of anything. Imports are taken apart first: however
+//! they are grouped, a rule sees one whole path a line.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ pub struct Rule {
     pub except: &'static [&'static str],
     /// Regular expression, searched line by line.
     pub forbidden: &'static str,
+    /// Code that crosses it: the checker is tested with each.
+    pub crossed_by: &'static [&'static str],
 }
 
 /// The borders of the design.
@@ -28,48 +31,82 @@ pub const RULES: &[Rule] = &[
         // The gRPC health check speaks one message of its own.
         except: &["/xds/", "/bootstrap.rs", "mesh-api/src/ca.rs", "/upstream/health.rs"],
         forbidden: r"\benvoy_types\b|\bxds::(envoy|google|discovery|xds)\b|\bprost(_types|_reflect)?::",
+        crossed_by: &[
+            "let node = mesh_api::xds::envoy::config::core::v3::Node::default();",
+            "use mesh_api::xds::{TypeUrl, envoy::config::core::v3 as core};",
+            "use mesh_api::{\n    names::ClusterName,\n    xds::{\n        google::protobuf,\n    },\n};",
+            "use prost::Message;",
+        ],
     },
     Rule {
         why: "the shared model is plain data: no protobuf, no runtime, no Kubernetes",
         scope: &["mesh-api/src/model"],
         except: &[],
-        forbidden: r"\b(prost|tokio|tonic|kube|k8s_openapi|hyper)\b",
+        forbidden: r"\b(prost|tokio|tonic|kube|k8s_openapi|hyper|hyper_util)\b",
+        crossed_by: &["use tokio::net;", "use prost::Message;", "impl kube::Resource for X {}"],
     },
     Rule {
-        why: "kube and k8s-openapi stay in the modules that watch, write status or inject",
-        scope: &[
-            "mesh-control/src/index",
-            "mesh-control/src/translate",
-            "mesh-control/src/xds",
-            "mesh-control/src/validate",
+        why: "kube stays in the modules that watch, write status, elect a leader, review tokens or inject",
+        scope: &["mesh-control/src"],
+        except: &[
+            "mesh-control/src/source/",
+            "mesh-control/src/status/",
+            "mesh-control/src/leader.rs",
+            "mesh-control/src/ca/token_review.rs",
+            "mesh-control/src/multicluster/",
+            "mesh-control/src/inject/webhook.rs",
         ],
-        except: &[],
-        forbidden: r"\b(kube|k8s_openapi)::",
+        forbidden: r"\bkube(_client|_core|_runtime)?::",
+        crossed_by: &["use kube::{Api, Client};", "fn watch(client: kube::Client) {}", "use kube_runtime::watcher;"],
+    },
+    Rule {
+        why: "structs of k8s-openapi stay where objects are read and where pods are injected",
+        scope: &["mesh-control/src"],
+        except: &["mesh-control/src/source/", "mesh-control/src/inject/"],
+        forbidden: r"\bk8s_openapi::",
+        crossed_by: &["use k8s_openapi::api::core::v1::Pod;"],
     },
     Rule {
         why: "translation is pure: no IO, no runtime, no streams",
         scope: &["mesh-control/src/index", "mesh-control/src/translate", "mesh-control/src/view.rs"],
         except: &[],
-        forbidden: r"\b(tokio|tonic|hyper|axum)::|\bstd::(fs|net::Tcp|process)",
+        forbidden: r"\b(tokio|tonic|hyper|hyper_util|axum)::|\bstd::(fs|net::Tcp|process)",
+        crossed_by: &["use tokio::sync::mpsc;", "use std::{collections::BTreeMap, fs};", "std::process::exit(1);"],
+    },
+    Rule {
+        why: "who fetches keys knows no objects, no translation, no streams",
+        scope: &["mesh-control/src/jwks"],
+        except: &[],
+        forbidden: r"\b(xds|translate|source|admin)::|\bindex::(\{|Index\b)",
+        crossed_by: &["use crate::xds::hub::Hub;", "use crate::index::Index;", "use crate::source::object::Object;"],
     },
     Rule {
         why: "configuration of the proxy knows no IO",
         scope: &["mesh-proxy/src/config"],
         except: &[],
-        forbidden: r"\btokio::(net|fs|io|process)|\bstd::fs\b|\b(hyper|h2|tonic)::",
+        forbidden: r"\btokio::(net|fs|io|process)|\bstd::fs\b|\b(hyper|hyper_util|h2|tonic)::",
+        crossed_by: &["use tokio::{net::TcpStream, sync::watch};", "std::fs::read(path)", "use h2::client;"],
     },
     Rule {
-        why: "the request path knows no xDS",
-        scope: &["mesh-proxy/src/http", "mesh-proxy/src/tcp", "mesh-proxy/src/upstream", "mesh-proxy/src/net"],
+        why: "the request path and its configuration know no xDS",
+        scope: &[
+            "mesh-proxy/src/config",
+            "mesh-proxy/src/http",
+            "mesh-proxy/src/tcp",
+            "mesh-proxy/src/upstream",
+            "mesh-proxy/src/net",
+        ],
         // A client of the control thread.
         except: &["/upstream/health.rs"],
         forbidden: r"\bcrate::xds\b|\bmesh_api::xds\b|\btonic::",
+        crossed_by: &["use crate::{config::SharedConfig, xds::store::Store};", "mesh_api::xds::TypeUrl::Cluster"],
     },
     Rule {
         why: "xDS of the proxy knows no HTTP library",
         scope: &["mesh-proxy/src/xds"],
         except: &[],
-        forbidden: r"\b(hyper|h2)::",
+        forbidden: r"\b(hyper|hyper_util|h2)::",
+        crossed_by: &["use hyper::body::Incoming;", "use hyper_util::rt::TokioIo;", "let e: h2::Error = e;"],
     },
     Rule {
         why: "hyper and h2 are named only at the codec border, in admin servers and in clients of the control threads",
@@ -84,20 +121,42 @@ pub const RULES: &[Rule] = &[
             "/telemetry/",
             "/identity/",
             "/app/",
-            "/xds/sds.rs",
         ],
         forbidden: r"\b(hyper|hyper_util)::|\bh2::(client|server|Error|Reason|RecvStream|SendStream)\b",
+        crossed_by: &["use hyper::Request;", "fn f(e: h2::Error) {}", "use h2::{Reason, server};"],
+    },
+    Rule {
+        why: "chance comes from the seeded trait, so that tests can repeat it",
+        scope: &["mesh-proxy/src", "mesh-control/src"],
+        except: &[
+            // The trait itself, and the seed of each worker.
+            "/upstream/balance/mod.rs",
+            "mesh-proxy/src/workers.rs",
+            // Spreads reconnects and renewals of many proxies; what is done with the number is pure and tested.
+            "/identity/rotate.rs",
+            "/xds/stream.rs",
+            "/xds/sds.rs",
+            // Spreads the renewal of connections over a window; which moment it is changes no answer.
+            "/upstream/pool/conn.rs",
+            // A websocket key, a serial number, the nonces of a stream must not be foreseen.
+            "/upstream/pool/h1.rs",
+            "mesh-control/src/ca/",
+            "mesh-control/src/xds/stream.rs",
+        ],
+        forbidden: r"\brand::(random|rng|thread_rng|random_range|random_bool)\b|\b(fastrand|getrandom)::",
+        crossed_by: &["let x: f64 = rand::random();", "use rand::{RngExt, rng};", "fastrand::u32(..)"],
     },
     Rule {
         why: "no module named after nothing",
         scope: &["mesh-api/src", "mesh-control/src", "mesh-proxy/src", "mesh-cli/src", "e2e/src"],
         except: &[],
-        forbidden: r"^\s*(pub(\([a-z]+\))? )?mod (common|utils?|helpers?|misc);",
+        forbidden: r"^\s*(pub(\([a-z]+\))? )?mod (common|utils?|helpers?|misc)\b",
+        crossed_by: &["mod util;", "pub(crate) mod helpers {"],
     },
 ];
 
 /// Longest source file, in lines.
-pub const MAX_LINES: usize = 850;
+pub const MAX_LINES: usize = 800;
 
 /// Where the rules are crossed, one line each: `file:line: why: text`.
 ///
@@ -114,7 +173,7 @@ pub fn crossings(root: &Path, rules: &[Rule]) -> anyhow::Result<Vec<String>> {
                     continue;
                 }
                 let text = fs::read_to_string(&file)?;
-                for (number, line) in code(&text).filter(|(_, line)| forbidden.is_match(line)) {
+                for (number, line) in code(&text).into_iter().filter(|(_, line)| forbidden.is_match(line)) {
                     found.push(format!("{name}:{number}: {}: {}", rule.why, line.trim()));
                 }
             }
@@ -140,12 +199,71 @@ pub fn too_long(root: &Path, scopes: &[&str]) -> anyhow::Result<Vec<String>> {
     Ok(found)
 }
 
-/// Lines of code with their numbers: no comments, nothing behind `//`, no unit tests (which end a file).
-fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    text.lines()
-        .take_while(|line| !line.starts_with("mod tests {"))
-        .enumerate()
-        .map(|(i, line)| (i + 1, line.split("//").next().unwrap_or_default()))
+/// Packages of Kubernetes in the output of `cargo tree --prefix none`.
+pub fn kubernetes_in(tree: &str) -> Vec<&str> {
+    let names = tree.lines().filter_map(|line| line.split(' ').next());
+    names.filter(|n| matches!(*n, "schemars" | "kube" | "k8s-openapi") || n.starts_with("kube-")).collect()
+}
+
+/// Lines of code with their numbers: no comments, nothing behind `//`, no unit tests (which end a file). Imports are
+/// flattened.
+fn code(text: &str) -> Vec<(usize, String)> {
+    let lines = text.lines().take_while(|line| !line.starts_with("mod tests {")).enumerate();
+    let mut lines = lines.map(|(i, line)| (i + 1, line.split("//").next().unwrap_or_default()));
+    let mut out = Vec::new();
+    while let Some((number, line)) = lines.next() {
+        if !starts_import(line) {
+            out.push((number, line.to_owned()));
+            continue;
+        }
+        let mut import: Vec<(usize, char)> = line.chars().map(|c| (number, c)).collect();
+        while !import.iter().any(|(_, c)| *c == ';') {
+            let Some((number, line)) = lines.next() else { break };
+            import.extend(std::iter::once(' ').chain(line.chars()).map(|c| (number, c)));
+        }
+        // What may stand before the first path is part of the prefix: it is on every line then.
+        flatten(&mut import.into_iter(), "", &mut out);
+    }
+    out
+}
+
+fn starts_import(line: &str) -> bool {
+    let line = line.trim_start();
+    let line = match line.strip_prefix("pub") {
+        Some(rest) if rest.starts_with('(') => rest.split_once(')').map_or(rest, |(_, rest)| rest),
+        Some(rest) => rest,
+        None => line,
+    };
+    line.trim_start().starts_with("use ")
+}
+
+/// `use a::{b, c::{d, e}};` becomes `use a::b`, `use a::c::d` and `use a::c::e`, each where its last part stands.
+/// Returns what ended this part of the tree.
+fn flatten(rest: &mut impl Iterator<Item = (usize, char)>, prefix: &str, out: &mut Vec<(usize, String)>) -> char {
+    let mut path = prefix.to_owned();
+    let mut place = 0;
+    while let Some((number, c)) = rest.next() {
+        match c {
+            '{' => while flatten(rest, &path, out) == ',' {},
+            ',' | '}' | ';' => {
+                // After a group nothing was added to what its members have said already.
+                if path != prefix && !path.ends_with("::") {
+                    out.push((place, path));
+                }
+                return c;
+            }
+            c if c.is_whitespace() => {
+                if !path.ends_with([' ', ':']) {
+                    path.push(' ');
+                }
+            }
+            c => {
+                path.push(c);
+                place = number;
+            }
+        }
+    }
+    ';'
 }
 
 /// Every `.rs` file at or below `path`, in order.

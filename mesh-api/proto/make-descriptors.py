@@ -33,12 +33,15 @@ envoy/extensions/access_loggers/open_telemetry/v3/logs_service.proto
 envoy/extensions/access_loggers/stream/v3/stream.proto
 envoy/extensions/clusters/original_dst/v3/original_dst.proto
 envoy/extensions/filters/http/cors/v3/cors.proto
+envoy/extensions/filters/http/ext_authz/v3/ext_authz.proto
 envoy/extensions/filters/http/fault/v3/fault.proto
 envoy/extensions/filters/http/grpc_stats/v3/config.proto
 envoy/extensions/filters/http/grpc_web/v3/grpc_web.proto
 envoy/extensions/filters/http/header_mutation/v3/header_mutation.proto
 envoy/extensions/filters/http/health_check/v3/health_check.proto
+envoy/extensions/filters/http/jwt_authn/v3/config.proto
 envoy/extensions/filters/http/local_ratelimit/v3/local_rate_limit.proto
+envoy/extensions/filters/http/ratelimit/v3/rate_limit.proto
 envoy/extensions/filters/http/rbac/v3/rbac.proto
 envoy/extensions/filters/http/router/v3/router.proto
 envoy/extensions/filters/http/stateful_session/v3/stateful_session.proto
@@ -48,6 +51,7 @@ envoy/extensions/filters/listener/original_dst/v3/original_dst.proto
 envoy/extensions/filters/listener/proxy_protocol/v3/proxy_protocol.proto
 envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.proto
 envoy/extensions/filters/network/connection_limit/v3/connection_limit.proto
+envoy/extensions/filters/network/ext_authz/v3/ext_authz.proto
 envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto
 envoy/extensions/filters/network/rbac/v3/rbac.proto
 envoy/extensions/filters/network/set_filter_state/v3/set_filter_state.proto
@@ -82,7 +86,20 @@ def istio_files():
     boolean, string, message = (getattr(pb.FieldDescriptorProto, f"TYPE_{t}") for t in ("BOOL", "STRING", "MESSAGE"))
     many = pb.FieldDescriptorProto.LABEL_REPEATED
     stats = pb.FileDescriptorProto(name="istio/stats.proto", package="stats", syntax="proto3")
-    stats.message_type.add(name="PluginConfig", field=[field("disable_host_header_fallback", 6, boolean)])
+    stats.dependency.append("google/protobuf/duration.proto")
+    metric = stats.message_type.add(name="MetricConfig", field=[
+        field("dimensions", 1, message, many, ".stats.MetricConfig.DimensionsEntry"),
+        field("name", 2, string),
+        field("tags_to_remove", 3, string, many),
+        field("drop", 5, boolean),
+    ])
+    entry = metric.nested_type.add(name="DimensionsEntry", field=[field("key", 1, string), field("value", 2, string)])
+    entry.options.map_entry = True
+    stats.message_type.add(name="PluginConfig", field=[
+        field("disable_host_header_fallback", 6, boolean),
+        field("tcp_reporting_duration", 7, message, type_name=".google.protobuf.Duration"),
+        field("metrics", 8, message, many, ".stats.MetricConfig"),
+    ])
     alpn = pb.FileDescriptorProto(
         name="istio/alpn.proto", package="istio.envoy.config.filter.http.alpn.v2alpha1", syntax="proto3")
     alpn.message_type.add(name="FilterConfig")

@@ -5,6 +5,8 @@
 
 #[cfg(feature = "xds")]
 pub mod ca;
+#[cfg(feature = "xds")]
+pub mod cel;
 #[cfg(feature = "crd")]
 pub mod crd;
 pub mod identity;

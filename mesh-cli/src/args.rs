@@ -16,7 +16,7 @@ pub struct Args {
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a whole mesh on this machine: control plane, gateway, three applications with sidecars, light load
+    /// Run a whole mesh on this machine: control plane, gateway, four applications with sidecars, light load
     Demo(DemoArgs),
     /// Which proxies are connected, and whether they took what they were sent
     #[command(name = "proxy-status", visible_alias = "ps")]
@@ -26,6 +26,8 @@ pub enum Command {
     ProxyConfig(ConfigArgs),
     /// Check manifests as the control plane would
     Validate(ValidateArgs),
+    /// Find what is wrong, unreachable or in conflict in manifests, with Istio's codes and what to do
+    Analyze(AnalyzeArgs),
     /// Versions of this program and of the control plane
     Version(VersionArgs),
     /// Print a completion script for a shell
@@ -58,6 +60,9 @@ pub struct ControlArgs {
     /// Address of the control plane's monitoring port
     #[arg(long, env = "MESHCTL_CONTROL", default_value = "127.0.0.1:15014")]
     pub control: String,
+    /// Token of a workload of the root namespace, for a control plane that is not on this machine
+    #[arg(long, env = "MESHCTL_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
 }
 
 /// Form of the output.
@@ -176,6 +181,78 @@ pub struct ValidateArgs {
     /// Output format
     #[arg(short, long, value_enum, default_value = "short")]
     pub output: Format,
+}
+
+/// `analyze`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct AnalyzeArgs {
+    /// Files or folders with manifests; `-` is standard input
+    #[arg(required_unless_present_any = ["filename", "list_analyzers"])]
+    pub paths: Vec<PathBuf>,
+    /// Files or folders with manifests; `-` is standard input
+    #[arg(short, long)]
+    pub filename: Vec<PathBuf>,
+    /// Only findings on objects of this namespace, and on what is no object
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+    /// Findings of all namespaces, as without --namespace
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+    /// Leave out findings: CODE=GLOB, the glob held against `KIND NAME.NAMESPACE`
+    #[arg(short = 'S', long, value_name = "CODE=GLOB")]
+    pub suppress: Vec<String>,
+    /// Exit with 79 for findings from this level on
+    #[arg(long, value_enum, ignore_case = true, default_value = "error")]
+    pub failure_threshold: Threshold,
+    /// Show findings from this level on
+    #[arg(long, value_enum, ignore_case = true, default_value = "warning")]
+    pub output_threshold: Threshold,
+    /// List what is looked for
+    #[arg(short = 'L', long)]
+    pub list_analyzers: bool,
+    /// Colours
+    #[arg(long, value_enum, default_value = "auto")]
+    pub color: Color,
+    /// Output format
+    #[arg(short, long, value_enum, default_value = "log")]
+    pub output: ReportFormat,
+}
+
+/// Level of findings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Threshold {
+    /// Everything.
+    Info,
+    /// Warnings and errors.
+    Warning,
+    /// Errors.
+    Error,
+}
+
+/// Whether to colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal that can, unless `NO_COLOR` is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Form of a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// Lines for people.
+    Log,
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+    /// SARIF 2.1.0, for code scanners.
+    Sarif,
+    /// JUnit XML, for CI servers.
+    Junit,
 }
 
 /// `version`.

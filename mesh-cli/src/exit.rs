@@ -11,6 +11,10 @@ pub const USAGE: u8 = 64;
 pub const UNPARSABLE: u8 = 65;
 /// The control plane or a proxy cannot be reached.
 pub const UNREACHABLE: u8 = 69;
+/// An answer did not come in time.
+pub const TIMEOUT: u8 = 75;
+/// The one that was asked does not permit it.
+pub const FORBIDDEN: u8 = 77;
 /// There are findings at or above the threshold.
 pub const FINDINGS: u8 = 79;
 

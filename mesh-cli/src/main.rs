@@ -6,6 +6,8 @@ mod args;
 mod client;
 mod cmd;
 mod demo;
+#[cfg(test)]
+mod documented;
 mod exit;
 mod output;
 
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Command::ProxyStatus(a) => cmd::proxy_status::run(&a),
         Command::ProxyConfig(a) => cmd::proxy_config::run(&a),
         Command::Validate(a) => cmd::validate::run(&a),
+        Command::Analyze(a) => cmd::analyze::run(&a),
         Command::Version(a) => cmd::version::run(&a),
         Command::Completion(a) => cmd::completion::run(&a),
     };

@@ -3,12 +3,13 @@
 //!
 //! The only module that knows all others.
 
-use std::{ffi::OsString, fmt, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, ffi::OsString, fmt, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use clap::Parser;
 use mesh_api::identity::TrustDomain;
+use parking_lot::RwLock;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -23,14 +24,15 @@ use crate::{
     admin::{self, Admin},
     ca::{self, Authority},
     index::{self, ChangeSet, Index, IndexWriter},
+    jwks,
     metrics::Metrics,
     settings::{Cli, Command, Listen, LogFormat, Serve},
     source::{
         object::{Kind, ObjectChange},
-        watch::FolderSource,
+        watch::{FolderSource, FolderStatus},
     },
     translate::Translator,
-    validate::Level,
+    validate::{Finding, Level, MESH_CONFIG, is_mesh_config},
     xds::{caller::Authenticate, hub::Hub, server, service::Ads},
 };
 
@@ -176,7 +178,11 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
         hub: hub.clone(),
         metrics: metrics.clone(),
         folder: ArcSwapOption::empty(),
+        index: ArcSwapOption::empty(),
+        waiting: ArcSwap::default(),
+        root_namespace: ArcSwap::default(),
         authenticate: ArcSwapOption::empty(),
+        keys: ArcSwapOption::empty(),
         cluster_id: settings.cluster_id.clone(),
         started: Instant::now(),
     });
@@ -184,8 +190,9 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
         servers.spawn(admin::serve(listener, admin.clone(), stop.clone()));
     }
 
-    let config_dir = settings.config_dir.clone();
-    let opened = tokio::task::spawn_blocking(move || FolderSource::open(&config_dir)).await?;
+    let (config_dir, domain, state_dir) =
+        (settings.config_dir.clone(), settings.domain.clone(), settings.state_dir.clone());
+    let opened = tokio::task::spawn_blocking(move || FolderSource::open(&config_dir, &domain, &state_dir)).await?;
     let (folder, first) = opened.map_err(|finding| anyhow::anyhow!("{finding}"))?;
     let status = folder.status();
     admin.folder.store(Some(status.clone()));
@@ -203,13 +210,18 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
     count_state(&metrics, writer.index(), refused());
     tracing::info!(objects, errors = refused(), "configuration read");
 
-    let authority = xds_listener.is_some().then(|| authority(settings, writer.index())).transpose()?;
-
-    let (changes_tx, changes_rx) = mpsc::channel(64);
+    let (changes_tx, mut changes_rx) = mpsc::channel(64);
     let (index_tx, index_rx) = mpsc::channel(64);
-    hub.open(writer.index().clone());
     workers.spawn(async move { folder.run(changes_tx).await.context("watching the configuration folder") });
-    workers.spawn(write_index(writer, changes_rx, index_tx, metrics.clone(), status, authority.clone()));
+    until_settings_count(&mut writer, &mut changes_rx, &admin, &status).await?;
+    admin.root_namespace.store(Arc::new(writer.index().mesh().root_namespace().to_owned()));
+
+    let keys = fetch_keys(settings, &mut writer, &admin, &mut workers).await;
+
+    let authority = xds_listener.is_some().then(|| authority(settings, writer.index())).transpose()?;
+    admin.index.store(Some(Arc::new(writer.index().clone())));
+    hub.open(writer.index().clone());
+    workers.spawn(write_index(writer, (changes_rx, keys), index_tx, admin.clone(), status, authority.clone()));
     let follow = hub.clone().follow(index_rx);
     workers.spawn(async move {
         follow.await;
@@ -233,12 +245,94 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
     Ok(Running { addresses, hub, servers, workers, stop })
 }
 
+/// Waits while MeshConfig is there and cannot be used: its defaults would open what it closes. Nothing is served until
+/// then, and `/ready` says why.
+async fn until_settings_count(
+    writer: &mut IndexWriter,
+    changes: &mut mpsc::Receiver<Vec<ObjectChange>>,
+    admin: &Admin<Translator>,
+    status: &RwLock<FolderStatus>,
+) -> anyhow::Result<()> {
+    /// How often it is looked whether the object was taken away, which is no change to one that was never in force.
+    const LOOK: Duration = Duration::from_millis(100);
+    while let Some(why) = unusable_settings(status, writer.index()) {
+        if **admin.waiting.load() != why {
+            tracing::error!("nothing is served until MeshConfig is mended: {why}");
+            admin.waiting.store(Arc::new(why));
+        }
+        match tokio::time::timeout(LOOK, changes.recv()).await {
+            Ok(Some(batch)) => {
+                count_events(&admin.metrics, &batch);
+                writer.apply(batch);
+            }
+            Ok(None) => anyhow::bail!("the configuration folder is not watched any more"),
+            Err(_) => {}
+        }
+    }
+    admin.waiting.store(Arc::default());
+    Ok(())
+}
+
+/// Why the MeshConfig of the folder is not in force; `None`: it is, or there is none.
+fn unusable_settings(status: &RwLock<FolderStatus>, index: &Index) -> Option<String> {
+    let status = status.read();
+    let (namespace, name, _) = MESH_CONFIG;
+    if status.objects.iter().any(|o| is_mesh_config(&o.key)) {
+        let taken_over = index.config_map(namespace, name).is_some();
+        return (!taken_over).then(|| format!("ConfigMap {namespace}/{name} is being read"));
+    }
+    let about_it = |f: &&Finding| f.level == Level::Error && f.object.as_ref().is_some_and(is_mesh_config);
+    status.findings.iter().find(about_it).map(ToString::to_string)
+}
+
+/// Begins to fetch the keys of tokens' issuers. Those of a former process count at once; where there are none, proxies
+/// that come back would lose the ones they have, so the first fetches are waited for a moment.
+async fn fetch_keys(
+    settings: &Serve,
+    writer: &mut IndexWriter,
+    admin: &Admin<Translator>,
+    workers: &mut JoinSet<anyhow::Result<()>>,
+) -> jwks::Keys {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let options = jwks::Options {
+        state_dir: settings.state_dir.clone(),
+        addresses: jwks::AddressPolicy {
+            blocked: settings.jwks_blocked_cidrs.clone(),
+            allowed: settings.jwks_allowed_cidrs.clone(),
+        },
+        extra_ca: settings.jwks_ca.clone(),
+    };
+    let wanted = writer.index().wanted_keys();
+    let mut missing: BTreeSet<jwks::KeySource> = wanted.keys().cloned().collect();
+    let (mut keys, known, fetcher) = jwks::open(options, wanted, admin.metrics.clone());
+    admin.keys.store(Some(Arc::new(keys.standings.clone())));
+    missing.retain(|source| !known.iter().any(|(s, _)| s == source));
+    writer.apply_keys(known);
+    workers.spawn(async move {
+        fetcher.run().await;
+        Ok(())
+    });
+    let first = async {
+        while !missing.is_empty()
+            && let Some((source, fetched)) = keys.updates.recv().await
+        {
+            missing.remove(&source);
+            writer.apply_keys(vec![(source, fetched)]);
+        }
+    };
+    if tokio::time::timeout(PATIENCE, first).await.is_err() {
+        tracing::warn!("some keys of tokens' issuers are not there yet: their tokens are refused until they are");
+    }
+    keys
+}
+
 /// Opens the certificate authority, with what the configuration says about it.
 fn authority(settings: &Serve, index: &Index) -> anyhow::Result<Arc<Authority>> {
     let mut options = ca::Options::new(&settings.state_dir, index.trust_domain().parse()?);
     options.default_ttl = settings.workload_cert_ttl;
     options.max_ttl = settings.max_workload_cert_ttl;
-    let authority = Authority::open(options).context("certificate authority")?;
+    options.root_grace = settings.root_grace;
+    let authority = Authority::open(options, plugged_in(index)).context("certificate authority")?;
     follow_configuration(&authority, index).context("certificate authority")?;
     Ok(authority)
 }
@@ -248,10 +342,14 @@ fn follow_configuration(authority: &Authority, index: &Index) -> anyhow::Result<
     let own: TrustDomain = index.trust_domain().parse()?;
     let aliases = index.mesh().trust_domain_aliases.iter().filter_map(|alias| alias.parse().ok()).collect();
     authority.set_trust_domain(own, aliases);
-    let (namespace, name) = ca::PLUGGED_IN_SECRET;
-    let secret = index.secret(namespace, name).map(|secret| &secret.data);
-    authority.plug_in(secret).with_context(|| format!("Secret {namespace}/{name}"))?;
+    authority.plug_in(plugged_in(index))?;
     Ok(())
+}
+
+/// The content of the Secret with a plugged-in CA.
+fn plugged_in(index: &Index) -> Option<&ca::PluggedIn> {
+    let (namespace, name) = ca::PLUGGED_IN_SECRET;
+    index.secret(namespace, name).map(|secret| &secret.data)
 }
 
 fn print_token(token: &crate::settings::Token) -> anyhow::Result<()> {
@@ -260,32 +358,53 @@ fn print_token(token: &crate::settings::Token) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Turns changed objects into states of the index.
+/// Turns changed objects, and keys that were fetched, into states of the index.
 async fn write_index(
     mut writer: IndexWriter,
-    mut changes: mpsc::Receiver<Vec<ObjectChange>>,
+    (mut changes, mut keys): (mpsc::Receiver<Vec<ObjectChange>>, jwks::Keys),
     states: mpsc::Sender<(Index, ChangeSet)>,
-    metrics: Arc<Metrics>,
-    status: Arc<parking_lot::RwLock<crate::source::watch::FolderStatus>>,
+    admin: Arc<Admin<Translator>>,
+    status: Arc<RwLock<FolderStatus>>,
     authority: Option<Arc<Authority>>,
 ) -> anyhow::Result<()> {
-    while let Some(batch) = changes.recv().await {
-        count_events(&metrics, &batch);
-        let change = writer.apply(batch);
-        if !change.only_endpoints() || change.is_empty() {
-            let refused = status.read().findings.iter().filter(|f| f.level == Level::Error).count();
-            count_state(&metrics, writer.index(), refused);
-        }
+    loop {
+        let change = tokio::select! {
+            batch = changes.recv() => {
+                let Some(batch) = batch else { break };
+                count_events(&admin.metrics, &batch);
+                let change = writer.apply(batch);
+                if !change.only_endpoints() || change.is_empty() {
+                    let refused = status.read().findings.iter().filter(|f| f.level == Level::Error).count();
+                    count_state(&admin.metrics, writer.index(), refused);
+                }
+                change
+            }
+            Some(fetched) = keys.updates.recv() => {
+                let mut all = vec![fetched];
+                while let Ok(more) = keys.updates.try_recv() {
+                    all.push(more);
+                }
+                writer.apply_keys(all)
+            }
+        };
         if change.is_empty() {
             continue;
         }
         tracing::debug!(?change, "configuration changed");
+        if change.mesh {
+            admin.root_namespace.store(Arc::new(writer.index().mesh().root_namespace().to_owned()));
+        }
+        if change.mesh || !change.services.is_empty() || change.has(Kind::RequestAuthentication) {
+            let wanted = writer.index().wanted_keys();
+            keys.wanted.send_if_modified(|now| (*now != wanted).then(|| *now = wanted).is_some());
+        }
         if !change.only_endpoints()
             && let Some(authority) = &authority
             && let Err(error) = follow_configuration(authority, writer.index())
         {
             tracing::error!("the certificate authority stays as it was: {error:#}");
         }
+        admin.index.store(Some(Arc::new(writer.index().clone())));
         if states.send((writer.index().clone(), change)).await.is_err() {
             break;
         }

@@ -7,7 +7,11 @@
 pub mod admin;
 pub mod app;
 pub mod ca;
+#[cfg(test)]
+mod chance_tests;
+pub mod hash;
 pub mod index;
+pub mod jwks;
 pub mod metrics;
 pub mod settings;
 pub mod source;

@@ -182,6 +182,12 @@ pub struct Metrics {
     pub csr_unreadable: Counter,
     /// Certificates that could not be signed.
     pub csr_unsigned: Counter,
+    /// Key sets of issuers that were fetched.
+    pub jwks_fetched: Counter,
+    /// Fetches of key sets that failed.
+    pub jwks_failed: Counter,
+    /// URLs and issuers that key sets are fetched from.
+    pub jwks_sources: Gauge,
 }
 
 impl Default for Metrics {
@@ -210,6 +216,9 @@ impl Default for Metrics {
             csr_unauthenticated: Counter::default(),
             csr_unreadable: Counter::default(),
             csr_unsigned: Counter::default(),
+            jwks_fetched: Counter::default(),
+            jwks_failed: Counter::default(),
+            jwks_sources: Gauge::default(),
         }
     }
 }
@@ -256,6 +265,10 @@ impl Metrics {
         page.counter("citadel_server_authentication_failure_count", "Unknown callers", &self.csr_unauthenticated);
         page.counter("citadel_server_csr_parsing_err_count", "Unreadable requests", &self.csr_unreadable);
         page.counter("citadel_server_csr_sign_err_count", "Failures to sign", &self.csr_unsigned);
+        let fetched = "pilot_jwks_resolver_network_fetch_success_total";
+        page.counter(fetched, "Key sets of issuers fetched", &self.jwks_fetched);
+        page.counter("pilot_jwks_resolver_network_fetch_fail_total", "Failures to fetch them", &self.jwks_failed);
+        page.gauge("mesh_jwks_sources", "Where key sets are fetched from", self.jwks_sources.get());
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 
 /// Control plane of the service mesh.
 #[derive(Debug, Parser)]
@@ -76,9 +77,21 @@ pub struct Serve {
     /// Longest life of a workload certificate
     #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", default_value = "90d", value_parser = duration)]
     pub max_workload_cert_ttl: Duration,
+    /// How long a new root is made known to workloads before its CA signs
+    #[arg(long, env = "MESH_ROOT_GRACE", default_value = "60s", value_parser = duration)]
+    pub root_grace: Duration,
     /// Further names in the certificate of the xDS server
     #[arg(long, env = "MESH_SERVER_NAMES", value_delimiter = ',', value_name = "NAME")]
     pub server_name: Vec<String>,
+    /// Addresses that keys of RequestAuthentications are never fetched from
+    #[arg(long, env = "BLOCKED_CIDRS_IN_JWKS_URIS", value_delimiter = ',', value_name = "CIDR")]
+    pub jwks_blocked_cidrs: Vec<IpNet>,
+    /// Loopback, link-local and metadata addresses that they may be fetched from, e.g. `127.0.0.0/8` on a laptop
+    #[arg(long, env = "MESH_JWKS_ALLOWED_CIDRS", value_delimiter = ',', value_name = "CIDR")]
+    pub jwks_allowed_cidrs: Vec<IpNet>,
+    /// PEM file with roots to trust besides the system's when keys are fetched over https
+    #[arg(long, env = "MESH_JWKS_CA", value_name = "FILE")]
+    pub jwks_ca: Option<PathBuf>,
     /// How long the process may take to end after SIGTERM
     #[arg(long, default_value = "5s", value_parser = duration, hide = true)]
     pub shutdown_duration: Duration,

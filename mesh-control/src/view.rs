@@ -89,6 +89,9 @@ pub struct ProxyView {
     pub authenticated: bool,
     /// Labels for selectors: those of the workload registered at its address, else those of the node metadata.
     pub labels: Arc<Labels>,
+    /// The workload registered at its address, with the service account it names (maybe none): labels and locality are
+    /// that one's. Only of gateways; `None`: nothing is registered there.
+    pub registered: Option<(ObjectKey, Name)>,
     /// Settings of this proxy (`defaultConfig` merged with annotations), as it told them.
     pub proxy_config: Arc<ProxySettings>,
     /// Port for explicit HTTP proxying that the node asked for.
@@ -156,6 +159,7 @@ impl ProxyView {
             service_account: metadata.service_account.as_str().into(),
             authenticated: false,
             labels: Arc::new(metadata.labels.clone()),
+            registered: None,
             proxy_config: Arc::new(proxy_config),
             http_proxy_port: metadata.http_proxy_port.parse().ok().filter(|p| *p != 0),
             metadata: Arc::new(metadata),

@@ -204,7 +204,16 @@ async fn an_edited_file_reaches_a_proxy() {
     assert!(dump.to_string().contains(&web), "{dump}");
 
     // A file that turns bad changes nothing; one that goes takes its service with it.
+    let api = std::fs::read(file("api.yaml")).unwrap();
     std::fs::write(file("api.yaml"), "kind: [").unwrap();
+    timeout(SOON, async {
+        while pages.json("/debug/findings").await.as_array().unwrap().is_empty() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    std::fs::write(file("api.yaml"), api).unwrap();
     std::fs::remove_file(file("web.yaml")).unwrap();
     assert_eq!(proxy.next().await.removed_resources, [web]);
     let synced = timeout(SOON, async {
@@ -222,5 +231,81 @@ async fn an_edited_file_reaches_a_proxy() {
     assert_eq!(synced[0]["cluster_sent"], synced[0]["cluster_acked"]);
     assert_eq!(pages.metric("pilot_xds{version=\"0.1.0\"} ").await, 1.0);
     assert_eq!(pages.metric("pilot_xds_pushes{type=\"cds\"} ").await, 3.0);
+    running.stop(SOON).await;
+}
+
+fn mesh(settings: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    {settings}\n"
+    )
+}
+
+fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_read_are_never_replaced_by_defaults() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = settings(dir.path());
+    let http = free_address();
+    settings.http_addr = http.to_string().parse().unwrap();
+    let file = dir.path().join("config/mesh.yaml");
+    let registry_only = "outboundTrafficPolicy: {mode: REGISTRY_ONLY}";
+    let typo = registry_only.replace("Traffic", "Trafic");
+    std::fs::write(&file, mesh(&typo)).unwrap();
+    let starting = tokio::spawn(async move { app::start(&settings).await.unwrap() });
+    let pages = Pages(http);
+    let why = timeout(SOON, async {
+        loop {
+            if TcpStream::connect(http).await.is_ok() {
+                let (status, body) = pages.get("/ready", "").await;
+                assert_eq!(status, 503, "{body}");
+                if body.contains("outboundTraficPolicy") {
+                    return body;
+                }
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert!(why.contains("mesh.yaml:6:5") && why.contains("is not a field of MeshConfig"), "{why}");
+    let configz = pages.json("/debug/configz").await;
+    assert_eq!(configz["findings"][0]["field"], "data.mesh.outboundTraficPolicy", "{configz}");
+    assert!(!starting.is_finished());
+
+    std::fs::write(&file, mesh(registry_only)).unwrap();
+    let running = timeout(SOON, starting).await.unwrap().unwrap();
+    assert_eq!(pages.get("/ready", "").await.0, 200);
+    let mode = || running.hub.state().unwrap().latest.mesh().outbound_mode();
+    let closed = mesh_api::meshconfig::OutboundPolicyMode::RegistryOnly;
+    assert_eq!(mode(), closed);
+
+    // Later the last good version goes on serving, and the mistake is told.
+    std::fs::write(&file, mesh(&typo)).unwrap();
+    timeout(SOON, async {
+        while pages.json("/debug/findings").await.as_array().unwrap().is_empty() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(pages.get("/ready", "").await.0, 200);
+    assert_eq!(mode(), closed);
+    running.stop(SOON).await;
+}
+
+#[tokio::test]
+async fn broken_settings_that_are_taken_away_hold_nobody_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    let file = dir.path().join("config/mesh.yaml");
+    std::fs::write(&file, mesh("{").replace("mesh: |", "mesh: [")).unwrap();
+    let starting = tokio::spawn(async move { app::start(&settings).await.unwrap() });
+    sleep(Duration::from_millis(300)).await;
+    assert!(!starting.is_finished());
+    std::fs::remove_file(&file).unwrap();
+    let running = timeout(SOON, starting).await.unwrap().unwrap();
     running.stop(SOON).await;
 }

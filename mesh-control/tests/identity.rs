@@ -19,10 +19,14 @@ use mesh_api::{
     },
     xds::{
         TypeUrl,
-        discovery::{DiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient},
+        discovery::{
+            DeltaDiscoveryRequest, DiscoveryRequest,
+            aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+        },
         envoy::{
             config::core::v3::Node, service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient,
         },
+        google::protobuf,
     },
 };
 use mesh_control::{
@@ -50,6 +54,7 @@ fn serve(dir: &Path, xds: SocketAddr) -> Serve {
     let (config, state, xds) = (path("config"), path("state"), xds.to_string());
     let args =
         ["mesh-control", "--config-dir", &config, "--state-dir", &state, "--http-addr", "off", "--xds-addr", &xds];
+    let args = args.into_iter().chain(["--root-grace", "3s"]);
     Cli::try_parse_from(args).unwrap().serve.unwrap()
 }
 
@@ -306,6 +311,67 @@ async fn xds_knows_the_certificate() {
     running.stop(SOON).await;
 }
 
+const GATEWAY: &str = "
+apiVersion: v1
+kind: Secret
+metadata: {name: cert, namespace: shop}
+stringData: {tls.crt: CHAIN, tls.key: KEY}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: edge, namespace: shop}
+spec:
+  selector: {istio: edge}
+  servers:
+  - port: {number: 443, name: https, protocol: HTTPS}
+    hosts: ['*']
+    tls: {mode: SIMPLE, credentialName: cert}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: web, namespace: shop}
+spec: {address: 10.0.0.1, serviceAccount: web, labels: {app: web}}
+";
+
+#[tokio::test]
+async fn nobody_becomes_a_gateway_by_saying_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let serve = serve(dir.path(), "127.0.0.1:0".parse().unwrap());
+    std::fs::write(dir.path().join("config/gateway.yaml"), GATEWAY).unwrap();
+    let running = app::start(&serve).await.unwrap();
+    let ask = async |account: &str, ip: &str| {
+        let settings = Workload::settings(dir.path(), &address(&running), account, 60);
+        let mut workload = Workload::start(settings.clone());
+        workload.until("ready", |s| s.ready).await;
+        let control = ControlPlane::new(&settings.control, &settings.root_cert, &workload.store).unwrap();
+        let mut client = AggregatedDiscoveryServiceClient::new(control.channel(true).unwrap());
+        let text = |s: &str| protobuf::Value { kind: Some(protobuf::value::Kind::StringValue(s.to_owned())) };
+        let labels = protobuf::Struct { fields: [("istio".to_owned(), text("edge"))].into() };
+        let labels = protobuf::Value { kind: Some(protobuf::value::Kind::StructValue(labels)) };
+        let node = Node {
+            id: format!("router~{ip}~edge-1.shop~shop.svc.cluster.local"),
+            metadata: Some(protobuf::Struct { fields: [("LABELS".to_owned(), labels)].into() }),
+            ..Default::default()
+        };
+        let request = DeltaDiscoveryRequest {
+            node: Some(node),
+            type_url: TypeUrl::Secret.as_str().to_owned(),
+            resource_names_subscribe: vec!["kubernetes://cert".to_owned()],
+            ..Default::default()
+        };
+        let requests = tokio_stream::once(request).chain(tokio_stream::pending());
+        let mut answers = client.delta_aggregated_resources(requests).await.unwrap().into_inner();
+        let answer = timeout(SOON, answers.message()).await.unwrap().unwrap().unwrap();
+        assert_eq!(answer.resources.len() + answer.removed_resources.len(), 1, "{answer:?}");
+        answer.resources.len() == 1
+    };
+    assert!(ask("edge", "10.0.0.9").await, "a gateway that nobody registered");
+    assert!(!ask("web", "10.0.0.9").await, "a workload at an address of nobody");
+    assert!(!ask("web", "10.0.0.1").await, "at its own address it has its own labels");
+    assert!(!ask("edge", "10.0.0.1").await, "nor is anybody else there");
+    running.stop(SOON).await;
+}
+
 fn plug_in(dir: &Path, name: &str) {
     use base64::Engine as _;
     let key = rcgen::KeyPair::generate().unwrap();
@@ -345,13 +411,71 @@ async fn a_plugged_in_ca_takes_over_while_it_runs() {
     // Both roots are trusted for a while, then only the new one; renewals go on all the time.
     let became = |n: usize| roots_become(&web, n);
     timeout(SOON, became(2)).await.unwrap();
-    assert_eq!(roots_of(&web)[0], "CN=plugged in");
+    assert!(roots_of(&web).iter().any(|r| r == "CN=plugged in"));
     timeout(SOON, became(1)).await.unwrap();
     assert_eq!(roots_of(&web), ["CN=plugged in"]);
     let received = web.status.borrow().received;
     web.until("renewed", |s| s.received > received + 1).await;
     assert!(web.status.borrow().ready);
     running.stop(SOON).await;
+}
+
+/// Who signed the certificate of a workload.
+fn issuer(w: &Workload) -> String {
+    let state = w.store.slot(&SecretStore::local_reference(identity::CERTIFICATE)).state();
+    match &state.material {
+        Some(mesh_proxy::tls::Material::Certificate(c)) => c.facts.issuer.to_string(),
+        _ => String::new(),
+    }
+}
+
+#[tokio::test]
+async fn workloads_that_do_not_renew_understand_a_new_ca() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = control(dir.path()).await;
+    let xds = running.addresses.xds.0.unwrap();
+    let settings = |account: &str| Workload::settings(dir.path(), &xds.to_string(), account, 3600);
+    let mut web = Workload::start(settings("web"));
+    let mut bank = Workload::start(settings("bank"));
+    web.until("ready", |s| s.ready).await;
+    bank.until("ready", |s| s.ready).await;
+    plug_in(dir.path(), "next");
+    let mut late = None;
+    timeout(SOON, async {
+        // Whoever comes now, early or late in the change, understands and is understood.
+        while late.is_none() {
+            let mut new = Workload::start(settings("late"));
+            new.until("ready", |s| s.ready).await;
+            meet(&new, &bank, BANK).await;
+            meet(&web, &new, "spiffe://cluster.local/ns/shop/sa/late").await;
+            late = Some(new).filter(|w| issuer(w).contains("next"));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .unwrap();
+    let late = late.unwrap();
+    assert_eq!((web.status.borrow().received, bank.status.borrow().received), (1, 1), "nobody renewed");
+    running.stop(SOON).await;
+
+    // A restart forgets nobody.
+    let running = app::start(&serve(dir.path(), xds)).await.unwrap();
+    let mut later = Workload::start(settings("late"));
+    later.until("ready", |s| s.ready).await;
+    assert_eq!(roots_of(&later).len(), 2);
+    assert!(issuer(&later).contains("next"));
+    meet(&later, &bank, BANK).await;
+    meet(&bank, &late, "spiffe://cluster.local/ns/shop/sa/late").await;
+    running.stop(SOON).await;
+}
+
+/// A handshake with certificates of both sides.
+async fn meet(client: &Workload, server: &Workload, expected: &str) {
+    let (server, client) = (self::server(&server.store), self::client(&client.store, expected));
+    let (a, b) = tokio::io::duplex(4096);
+    let (s, c) = tokio::join!(server.accept(a), client.connect(b, ConnectOptions::default()));
+    c.unwrap();
+    s.unwrap();
 }
 
 async fn roots_become(w: &Workload, n: usize) {

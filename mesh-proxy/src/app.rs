@@ -13,23 +13,29 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use mesh_api::model::TrafficDirection;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::reload;
 
-use crate::admin::{self, Handles, Pages};
-use crate::config::SharedConfig;
+use crate::admin::{self, Drain, Handles, Logging, Pages};
 use crate::config::apply::{Configurator, Event};
 use crate::config::snapshot::Node;
+use crate::config::{Services, SharedConfig};
 use crate::identity;
+use crate::memory;
+use crate::net::Listener;
 use crate::readiness::Readiness;
 use crate::settings::{LogLevel, Mode, Process, Settings};
 use crate::telemetry::ProxyTelemetry;
 use crate::tls::{self, SecretStore};
 use crate::workers::{Sockets, Workers};
 use crate::xds::ads::{self, AdsStatus, Client};
+use crate::xds::services::als::Collectors;
+use crate::xds::services::ext_authz::AuthV3;
+use crate::xds::services::rate_limit::RateLimitV3;
 use crate::xds::store::SharedStore;
 
 /// Exit code for a wrong command line.
@@ -40,8 +46,8 @@ const UNPARSABLE: u8 = 65;
 /// Least time between the end of accepting and the end of the process.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// Sets the log level of the running process.
-type SetLevel = Arc<dyn Fn(LogLevel) + Send + Sync>;
+/// Sets log levels of the running process.
+type SetLevel = Arc<Logging>;
 
 /// Runs the program. The first argument is its name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -75,24 +81,17 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn filter(level: LogLevel) -> EnvFilter {
-    EnvFilter::new(match level {
-        LogLevel::Trace => "trace",
-        LogLevel::Debug => "debug",
-        LogLevel::Info => "info",
-        LogLevel::Warning => "warn",
-        LogLevel::Error | LogLevel::Critical => "error",
-    })
-}
-
 /// Own messages go to standard error; standard output belongs to access logs.
 fn start_logging(level: LogLevel) -> SetLevel {
-    let (layer, handle) = reload::Layer::new(filter(level));
+    let (layer, handle) = reload::Layer::new(EnvFilter::default());
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     // Another subscriber is there already when this runs inside of a test.
     let _ = tracing_subscriber::registry().with(layer).with(lines).try_init();
-    Arc::new(move |level| drop(handle.reload(filter(level))))
+    Arc::new(Logging::new(level, move |directives| drop(handle.reload(EnvFilter::new(directives)))))
 }
+
+/// How long the end of the process waits for collectors of access logs.
+const LAST_RECORDS: Duration = Duration::from_secs(1);
 
 /// What every mode starts with.
 struct Parts {
@@ -116,15 +115,19 @@ impl Parts {
             .enable_all()
             .build()
             .context("cannot start the control thread")?;
-        let telemetry = ProxyTelemetry::new(concurrency);
-        let shared = SharedConfig::new(node, secrets, telemetry.clone());
+        let telemetry = ProxyTelemetry::new(concurrency, Arc::new(Collectors));
+        let services = Services { authz: Arc::new(AuthV3), limits: Arc::new(RateLimitV3) };
+        let shared = SharedConfig::new(node, secrets, telemetry.clone(), services);
         let workers = Workers::start(concurrency, &shared, max_connections).context("cannot start worker threads")?;
         let (tx, events) = mpsc::unbounded_channel();
         let sockets = Box::new(Sockets::new(workers.siblings.clone()));
         let configurator = Configurator::new(shared.clone(), runtime.handle().clone(), tx.clone(), sockets);
+        runtime.spawn(memory::give_back());
         runtime.spawn(watch_secrets(shared.secrets.clone(), tx));
         runtime.spawn(tls::watch_files(Arc::downgrade(&shared.secrets), Duration::from_secs(1)));
         runtime.spawn(telemetry.spans.clone().run(Arc::new(dial::Dialer(shared.clone()))));
+        let dialer = Arc::new(dial::Dialer(shared.clone()));
+        runtime.spawn(telemetry.logs.exports.clone().run(dialer, shared.node.clone()));
         let (node, dialer) = (crate::xds::node::message(&shared.node), dial::Dialer(shared.clone()));
         runtime.spawn(crate::xds::sds::run(shared.secrets.clone(), node, Arc::new(dialer)));
         let store = SharedStore::default();
@@ -155,14 +158,14 @@ impl Parts {
         drain_time: Duration,
     ) -> anyhow::Result<()> {
         let Parts { workers, shared, telemetry, store, configurator, events, runtime, concurrency } = self;
-        let drain = workers.drain.clone();
+        let drain = drain_on_request(&workers, &shared, runtime.handle().clone(), drain_time);
         let handles = Arc::new(Handles {
             shared: shared.clone(),
             store,
             telemetry: telemetry.clone(),
             readiness: readiness.clone(),
             log: set_level,
-            drain: Arc::new(move || drain.drain()),
+            drain,
             started: SystemTime::now(),
             concurrency,
         });
@@ -181,7 +184,7 @@ impl Parts {
             tracing::info!("draining: {} connections, {drain_time:?} at most", workers.connections());
             readiness.draining.store(true, Relaxed);
             workers.drain.drain();
-            drain_connections(&shared);
+            drain_connections(&shared, |_| true);
             // What waits in the kernel to be accepted is served too.
             tokio::time::sleep(QUIET.min(drain_time)).await;
             tokio::select! {
@@ -193,16 +196,44 @@ impl Parts {
             anyhow::Ok(())
         });
         workers.stop();
-        telemetry.logs.flush_now();
+        telemetry.logs.files.flush_now();
+        runtime.block_on(telemetry.logs.exports.flush(LAST_RECORDS));
         runtime.shutdown_timeout(Duration::from_millis(100));
         served
     }
 }
 
-/// Tells every filter chain's connections to finish.
-fn drain_connections(shared: &SharedConfig) {
+/// What `/drain_listeners` does: new connections are refused, existing ones go on. With `graceful` that happens when the
+/// time for draining is over, and existing ones finish what is in flight then. (Envoy begins to close some at once and
+/// more and more of them; whoever asks for this has turned traffic away already.)
+fn drain_on_request(
+    workers: &Workers,
+    shared: &Arc<SharedConfig>,
+    runtime: tokio::runtime::Handle,
+    time: Duration,
+) -> Arc<dyn Fn(Drain) + Send + Sync> {
+    let (all, inbound, shared) = (workers.drain.clone(), workers.siblings.inbound.clone(), shared.clone());
+    Arc::new(move |asked| {
+        tracing::info!("asked to drain listeners: {asked:?}");
+        let stop = if asked.inbound_only { inbound.clone() } else { all.clone() };
+        if !asked.graceful {
+            stop.drain();
+            return;
+        }
+        let shared = shared.clone();
+        runtime.spawn(async move {
+            tokio::time::sleep(time).await;
+            stop.drain();
+            let inbound = |l: &Listener| l.config.traffic_direction == TrafficDirection::Inbound;
+            drain_connections(&shared, |l| !asked.inbound_only || inbound(l));
+        });
+    })
+}
+
+/// Tells the connections of listeners to finish.
+fn drain_connections(shared: &SharedConfig, which: impl Fn(&Listener) -> bool) {
     let snapshot = shared.load();
-    for listener in snapshot.listeners.values() {
+    for listener in snapshot.listeners.values().filter(|l| which(l)) {
         for chain in listener.chains() {
             chain.drain.drain();
         }

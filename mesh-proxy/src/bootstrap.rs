@@ -3,11 +3,14 @@
 //! Owns what `-c FILE` may say: node, admin address, static resources, where ADS is. The file is YAML or JSON of
 //! `envoy.config.bootstrap.v3.Bootstrap`; an unknown field is refused with its path. Opens nothing but the file.
 
-use std::{path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use bytes::Bytes;
 use mesh_api::model;
-use mesh_api::xds::envoy::config::{bootstrap::v3 as proto, core::v3 as core, overload::v3 as overload};
+use mesh_api::xds::envoy::config::{
+    bootstrap::v3 as proto, cluster::v3 as cluster, core::v3 as core, endpoint::v3 as endpoint,
+    overload::v3 as overload,
+};
 use mesh_api::xds::envoy::extensions::resource_monitors;
 use mesh_api::xds::google::protobuf;
 use mesh_api::xds::json;
@@ -15,6 +18,9 @@ use prost::Message;
 use serde_json::{Map, Value};
 
 use crate::xds::convert::{self, ResourceError};
+
+/// Name of the control plane's cluster, as Istio's bootstrap has it.
+const CONTROL_CLUSTER: &str = "xds-grpc";
 
 /// What a bootstrap file says.
 #[derive(Debug, Clone, Default)]
@@ -170,6 +176,71 @@ impl Bootstrap {
         }
         Ok(out)
     }
+}
+
+/// What a sidecar or gateway starts with, in the words of a bootstrap: for `config_dump`, which shows no other.
+/// `control` is HOST:PORT of the control plane.
+pub fn of_workload(node: core::Node, admin: SocketAddr, control: &str) -> Bytes {
+    use core::{address, api_config_source, config_source, grpc_service, socket_address};
+    let place = |host: &str, port: u16| core::Address {
+        address: Some(address::Address::SocketAddress(core::SocketAddress {
+            address: host.to_owned(),
+            port_specifier: Some(socket_address::PortSpecifier::PortValue(port.into())),
+            ..core::SocketAddress::default()
+        })),
+    };
+    let server = core::GrpcService {
+        target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(grpc_service::EnvoyGrpc {
+            cluster_name: CONTROL_CLUSTER.to_owned(),
+            ..grpc_service::EnvoyGrpc::default()
+        })),
+        ..core::GrpcService::default()
+    };
+    let by_ads = || core::ConfigSource {
+        resource_api_version: core::ApiVersion::V3.into(),
+        config_source_specifier: Some(config_source::ConfigSourceSpecifier::Ads(core::AggregatedConfigSource {})),
+        ..core::ConfigSource::default()
+    };
+    let (host, port) = control.rsplit_once(':').unwrap_or((control, ""));
+    let endpoint = endpoint::Endpoint {
+        address: Some(place(host.trim_matches(['[', ']']), port.parse().unwrap_or(0))),
+        ..endpoint::Endpoint::default()
+    };
+    let endpoint = endpoint::LbEndpoint {
+        host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint)),
+        ..endpoint::LbEndpoint::default()
+    };
+    let group = endpoint::LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..Default::default() };
+    let upstream = cluster::Cluster {
+        name: CONTROL_CLUSTER.to_owned(),
+        cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(
+            cluster::cluster::DiscoveryType::StrictDns.into(),
+        )),
+        load_assignment: Some(endpoint::ClusterLoadAssignment {
+            cluster_name: CONTROL_CLUSTER.to_owned(),
+            endpoints: vec![group],
+            ..Default::default()
+        }),
+        ..cluster::Cluster::default()
+    };
+    let message = proto::Bootstrap {
+        node: Some(node),
+        admin: Some(proto::Admin { address: Some(place(&admin.ip().to_string(), admin.port())), ..Default::default() }),
+        static_resources: Some(proto::bootstrap::StaticResources { clusters: vec![upstream], ..Default::default() }),
+        dynamic_resources: Some(proto::bootstrap::DynamicResources {
+            lds_config: Some(by_ads()),
+            cds_config: Some(by_ads()),
+            ads_config: Some(core::ApiConfigSource {
+                api_type: api_config_source::ApiType::DeltaGrpc.into(),
+                transport_api_version: core::ApiVersion::V3.into(),
+                grpc_services: vec![server],
+                ..core::ApiConfigSource::default()
+            }),
+            ..Default::default()
+        }),
+        ..proto::Bootstrap::default()
+    };
+    message.encode_to_vec().into()
 }
 
 fn unsupported<T>(path: &str, message: impl Into<String>) -> Result<T, BootstrapError> {
@@ -332,5 +403,18 @@ static_resources:
             error("type: STATIC", "type: STATIC\n    lb_policy: MAGLEV\n    maglev_lb_config: {table_size: 9999999}");
         assert!(text.contains("maglev_lb_config.table_size"), "{text}");
         assert!(error("api_type: DELTA_GRPC", "api_type: REST").contains("dynamic_resources.ads_config"));
+    }
+
+    #[test]
+    fn what_a_workload_starts_with_reads_as_a_bootstrap() {
+        let node = core::Node { id: "sidecar~127.0.0.2~web.shop~d".to_owned(), ..core::Node::default() };
+        let admin = "127.0.0.2:15000".parse().unwrap();
+        let bootstrap = of_workload(node, admin, "istiod.istio-system.svc:15012").to_vec();
+        let dump = mesh_api::xds::dump::ConfigDump { bootstrap, ..Default::default() }.render(&Default::default());
+        let read = Bootstrap::parse(&dump["configs"][0]["bootstrap"].to_string()).unwrap();
+        assert_eq!(read.node.id, "sidecar~127.0.0.2~web.shop~d");
+        assert_eq!(read.admin, Some(model::Address::Socket(admin)));
+        assert_eq!(read.ads.map(|a| (a.delta, a.cluster)), Some((true, CONTROL_CLUSTER.into())));
+        assert_eq!(read.clusters.len(), 1);
     }
 }

@@ -11,6 +11,7 @@ pub mod config;
 pub mod drain;
 pub mod http;
 pub mod identity;
+pub mod memory;
 pub mod net;
 pub mod readiness;
 pub mod runtime;

@@ -4,7 +4,12 @@ use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-use crate::{config::SharedConfig, drain, upstream::pool::Pools};
+use crate::{
+    config::SharedConfig,
+    drain,
+    http::headers::{LastDate, LastNumber},
+    upstream::pool::Pools,
+};
 
 /// What everything on the data path of one worker thread shares; handed around as `Rc<Worker>`, never across threads.
 #[derive(Debug)]
@@ -19,12 +24,27 @@ pub struct Worker {
     pub rng: Rng,
     /// Drain of the whole process; a connection watches its filter chain's instead, which follows this one.
     pub drain: drain::Watch,
+    /// Values of `date`.
+    pub date: LastDate,
+    /// Values of `x-envoy-upstream-service-time`.
+    pub service_time: LastNumber,
+    /// Values of `x-envoy-expected-rq-timeout-ms`.
+    pub expected_timeout: LastNumber,
 }
 
 impl Worker {
     /// A context for this thread.
     pub fn new(id: usize, shared: Arc<SharedConfig>, seed: u64, drain: drain::Watch) -> Rc<Self> {
-        Rc::new(Self { id, pools: Pools::new(), rng: Rng::seeded(seed), drain, shared })
+        Rc::new(Self {
+            id,
+            pools: Pools::new(),
+            rng: Rng::seeded(seed),
+            drain,
+            shared,
+            date: LastDate::default(),
+            service_time: LastNumber::default(),
+            expected_timeout: LastNumber::default(),
+        })
     }
 }
 

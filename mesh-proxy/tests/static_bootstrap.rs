@@ -75,6 +75,31 @@ async fn what_is_in_flight_is_answered_and_idle_connections_do_not_hold_the_end(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_reading_took_is_given_back() {
+    let (port, backend) = (free_port(), backend("b").await);
+    let mut text = bootstrap(port, backend);
+    for n in 0..500 {
+        text += &format!(
+            "  - {{name: c{n}, load_assignment: {{cluster_name: c{n}, endpoints: [{{lb_endpoints: [{{endpoint: {{address: \
+             {{socket_address: {{address: 10.0.{}.{}, port_value: 80}}}}}}}}]}}]}}}}\n",
+            n / 250,
+            n % 250
+        );
+    }
+    let mut proxy = Proxy::start(&text, &[]);
+    proxy.until_ready(200).await;
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let (anonymous, most) = proxy.memory();
+        if anonymous < most / 2 {
+            break;
+        }
+        assert!(Instant::now() < end, "{anonymous} of {most} KiB");
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_at_once() {
     let (port, backend) = (free_port(), backend("b").await);
     let mut proxy = Proxy::start(&bootstrap(port, backend), &["--drain-time-s", "60"]);

@@ -100,6 +100,19 @@ pub struct JwtRule {
     /// `spaceDelimitedClaims`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub space_delimited_claims: Vec<String>,
+    /// `presence`.
+    pub presence: JwtPresence,
+}
+
+/// Whether a request needs the token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum JwtPresence {
+    #[default]
+    /// `OPTIONAL`.
+    Optional,
+    /// `REQUIRED`.
+    Required,
 }
 
 /// Where a token stands.
@@ -116,13 +129,11 @@ pub struct JwtHeader {
 
 /// A claim copied into a header.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct ClaimToHeader {
     /// `header`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub header: String,
     /// `claim`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub claim: String,
 }
 

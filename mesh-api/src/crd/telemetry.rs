@@ -81,10 +81,9 @@ pub enum WorkloadMode {
 
 /// An extension provider by name.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct ProviderRef {
     /// `name`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
 }
 
@@ -108,22 +107,20 @@ pub struct CustomTag {
 
 /// A text.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct LiteralTag {
     /// `value`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub value: String,
 }
 
 /// A looked-up value with a default.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct NamedTag {
     /// `name`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// `defaultValue`.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub default_value: String,
 }
 

@@ -1,4 +1,6 @@
 //! Extension providers: where logs, traces and authorization questions go.
+use std::collections::BTreeMap;
+
 use crate::crd::{Duration, is_false};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,10 +14,10 @@ pub struct ExtensionProvider {
     pub name: String,
     /// `envoyExtAuthzHttp`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub envoy_ext_authz_http: Option<serde_json::Value>,
+    pub envoy_ext_authz_http: Option<ExtAuthzHttpProvider>,
     /// `envoyExtAuthzGrpc`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub envoy_ext_authz_grpc: Option<serde_json::Value>,
+    pub envoy_ext_authz_grpc: Option<ExtAuthzGrpcProvider>,
     /// `zipkin`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zipkin: Option<ZipkinProvider>,
@@ -55,6 +57,93 @@ pub struct ExtensionProvider {
     /// `sds`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sds: Option<serde_json::Value>,
+}
+
+/// External authorizer over HTTP.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ExtAuthzHttpProvider {
+    /// `[NS/]HOST`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub service: String,
+    /// `port`.
+    pub port: u16,
+    /// 600 s by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    /// In front of the request's path.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub path_prefix: String,
+    /// No answer lets pass.
+    #[serde(skip_serializing_if = "is_false")]
+    pub fail_open: bool,
+    /// `clearRouteCache`.
+    #[serde(skip_serializing_if = "is_false")]
+    pub clear_route_cache: bool,
+    /// Without an answer; 403 by default.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub status_on_error: String,
+    /// The older name of `includeRequestHeadersInCheck`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub include_headers_in_check: Vec<String>,
+    /// Names, `prefix*` or `*suffix`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub include_request_headers_in_check: Vec<String>,
+    /// Set on what is asked.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub include_additional_headers_in_check: BTreeMap<String, String>,
+    /// `includeRequestBodyInCheck`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub include_request_body_in_check: Option<ExtAuthzRequestBody>,
+    /// `headersToUpstreamOnAllow`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers_to_upstream_on_allow: Vec<String>,
+    /// `headersToDownstreamOnDeny`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers_to_downstream_on_deny: Vec<String>,
+    /// `headersToDownstreamOnAllow`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers_to_downstream_on_allow: Vec<String>,
+}
+
+/// External authorizer over gRPC.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ExtAuthzGrpcProvider {
+    /// `[NS/]HOST`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub service: String,
+    /// `port`.
+    pub port: u16,
+    /// 600 s by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    /// No answer lets pass.
+    #[serde(skip_serializing_if = "is_false")]
+    pub fail_open: bool,
+    /// `clearRouteCache`.
+    #[serde(skip_serializing_if = "is_false")]
+    pub clear_route_cache: bool,
+    /// Without an answer; 403 by default.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub status_on_error: String,
+    /// `includeRequestBodyInCheck`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub include_request_body_in_check: Option<ExtAuthzRequestBody>,
+}
+
+/// How much of a body an authorizer is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ExtAuthzRequestBody {
+    /// `maxRequestBytes`.
+    pub max_request_bytes: u32,
+    /// Longer ones are cut instead of refused.
+    #[serde(skip_serializing_if = "is_false")]
+    pub allow_partial_message: bool,
+    /// `packAsBytes`.
+    #[serde(skip_serializing_if = "is_false")]
+    pub pack_as_bytes: bool,
 }
 
 /// Zipkin.

@@ -108,8 +108,6 @@ pub enum Discovery {
     LogicalDns(EndpointSet),
     /// The connection's original destination.
     OriginalDst {
-        /// Take the address from `x-envoy-original-dst-host`.
-        use_header: bool,
         /// Replaces the port.
         port_override: Option<u16>,
         /// How long an unused endpoint is kept.
@@ -248,8 +246,10 @@ pub struct OutlierDetection {
     pub base_ejection: Duration,
     /// Longest ejection.
     pub max_ejection: Duration,
-    /// Largest share of ejected endpoints, percent; one is always allowed.
+    /// Largest share of ejected endpoints, percent.
     pub max_ejection_percent: u32,
+    /// One may go whatever that share says.
+    pub always_eject_one: bool,
     /// Jitter added to the ejection time.
     pub max_jitter: Duration,
     /// Success-rate detection: (min hosts, request volume, stdev factor / 1000, enforcing percent).
@@ -272,6 +272,7 @@ impl Default for OutlierDetection {
             base_ejection: Duration::from_secs(30),
             max_ejection: Duration::from_secs(300),
             max_ejection_percent: 10,
+            always_eject_one: false,
             max_jitter: Duration::ZERO,
             success_rate: None,
             failure_percentage: None,

@@ -5,9 +5,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    AccessLog, CorsPolicy, Fraction, HashSource, HeaderMatcher, HeaderMutation, Metadata, Name, Rbac, RouteConfig,
-    Tracing, Upgrade,
+    AccessLog, CorsPolicy, Fraction, GlobalRateLimit, HashSource, HeaderMatcher, HeaderMutation, JwtAuthn, Metadata,
+    Name, RateLimitSettings, Rbac, RouteConfig, Tracing, Upgrade,
 };
+use super::{AuthzSettings, ExtAuthz};
 
 /// A filter on a connection's bytes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -18,6 +19,8 @@ pub enum NetworkFilter {
     TcpProxy(Box<TcpProxy>),
     /// Allows or denies connections.
     Rbac(RbacFilter),
+    /// Asks an external authorizer.
+    ExtAuthz(Box<ExtAuthz>),
     /// Sets the cluster of a following TCP proxy to the SNI of the connection (`sni_cluster`).
     SniCluster,
     /// `envoy.filters.network.connection_limit`.
@@ -33,8 +36,25 @@ pub enum NetworkFilter {
 /// Istio's statistics filter (`istio.stats`), HTTP and TCP.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
 pub struct IstioStats {
-    /// The filter's JSON configuration (`metrics`, `disable_host_header_fallback`, ...), empty object by default.
-    pub config: serde_json::Value,
+    /// The host header never stands for a service that is not known.
+    pub disable_host_header_fallback: bool,
+    /// How often connections that stay open are reported; `None`: as the proxy likes.
+    pub tcp_reporting: Option<Duration>,
+    /// Changes of metrics; later ones win.
+    pub metrics: Vec<MetricChange>,
+}
+
+/// Change of one of Istio's metrics (`stats.MetricConfig`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
+pub struct MetricChange {
+    /// `requests_total` and so on; empty: every metric.
+    pub name: Name,
+    /// Not recorded.
+    pub dropped: bool,
+    /// Labels with their values, CEL expressions.
+    pub labels: Vec<(Name, Name)>,
+    /// Labels that go away.
+    pub removed: Vec<Name>,
 }
 
 /// `envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`.
@@ -296,6 +316,13 @@ impl Default for HttpTimeouts {
     }
 }
 
+impl HttpTimeouts {
+    /// How long a client may take to say the whole head of a request, or to begin with one.
+    pub fn head(&self) -> Duration {
+        if self.request_headers.is_zero() { self.idle } else { self.request_headers }
+    }
+}
+
 /// A named HTTP filter.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HttpFilter {
@@ -314,6 +341,8 @@ pub enum HttpFilterKind {
     Router(RouterFilter),
     /// Allows or denies requests.
     Rbac(RbacFilter),
+    /// Asks an external authorizer.
+    ExtAuthz(Box<ExtAuthz>),
     /// Delays and aborts.
     Fault(FaultFilter),
     /// Cross-origin resource sharing; configured by route.
@@ -324,18 +353,22 @@ pub enum HttpFilterKind {
     GrpcWeb,
     /// Local rate limit.
     LocalRateLimit(LocalRateLimit),
+    /// Limits that a service decides.
+    GlobalRateLimit(Box<GlobalRateLimit>),
     /// Changes headers.
     HeaderMutation { request: HeaderMutation, response: HeaderMutation },
     /// Answers health checks.
     HealthCheck { pass_through: bool, headers: Vec<HeaderMatcher> },
     /// Cookie or header pinned sessions; `None`: only routes that configure one have it.
-    StatefulSession(Option<HashSource>),
+    StatefulSession(Option<StatefulSession>),
     /// Istio's ALPN override towards upstreams (`istio.alpn`); does natively what it means.
     IstioAlpn,
     /// Istio's statistics.
     IstioStats(IstioStats),
     /// Istio's `peer_metadata`: headers exchanged with the peer.
     PeerMetadata(PeerMetadata),
+    /// Checks tokens.
+    JwtAuthn(Box<JwtAuthn>),
 }
 
 /// Router filter.
@@ -416,6 +449,37 @@ pub struct LocalRateLimit {
     pub response_headers: HeaderMutation,
 }
 
+/// `envoy.filters.http.stateful_session`: requests of a session go to one endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StatefulSession {
+    /// How the client remembers.
+    pub state: SessionState,
+    /// When the endpoint is gone, requests fail (503) instead of going elsewhere.
+    pub strict: bool,
+}
+
+/// How the client remembers its endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum SessionState {
+    /// In a cookie.
+    Cookie(SessionCookie),
+    /// In a header, which it gets with the answer and sends again.
+    Header(Name),
+}
+
+/// The cookie of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SessionCookie {
+    /// Name, not empty.
+    pub name: Name,
+    /// How long it lives; zero: until the client ends.
+    pub ttl: Duration,
+    /// Path; empty: the request's.
+    pub path: Name,
+    /// Further attributes with their values (empty: none).
+    pub attributes: Vec<(Name, Name)>,
+}
+
 /// Per-route (host, weighted cluster) configuration of a filter.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum FilterOverride {
@@ -427,12 +491,18 @@ pub enum FilterOverride {
     Fault(FaultFilter),
     /// Other RBAC rules.
     Rbac(RbacFilter),
+    /// Other settings of the question.
+    ExtAuthz(AuthzSettings),
     /// Other rate limit.
     LocalRateLimit(LocalRateLimit),
+    /// Other rules for the service that decides.
+    GlobalRateLimit(RateLimitSettings),
     /// Other header changes.
     HeaderMutation { request: HeaderMutation, response: HeaderMutation },
     /// Other session.
-    StatefulSession(HashSource),
+    StatefulSession(StatefulSession),
+    /// The requirement of this name, instead of what the filter's rules say.
+    JwtRequirement(Name),
     /// Istio ALPN and others whose presence is enough.
     Enabled,
 }

@@ -92,6 +92,10 @@ impl Fraction {
     pub fn from_percent(p: f64) -> Self {
         Self((p.clamp(0.0, 100.0) * 10_000.0).round() as u32)
     }
+    /// Whether this one is among them; chance is asked only where it decides.
+    pub fn takes(self, random: impl FnOnce() -> u64) -> bool {
+        self.0 >= Self::ALWAYS.0 || random() % u64::from(Self::ALWAYS.0) < u64::from(self.0)
+    }
 }
 
 /// A block of IP addresses.

@@ -9,10 +9,13 @@ use std::sync::Arc;
 
 pub mod cluster;
 pub mod endpoint;
+pub mod ext_authz;
 pub mod filter;
+pub mod jwt;
 pub mod listener;
 pub mod matcher;
 pub mod policy;
+pub mod rate_limit;
 pub mod route;
 pub mod secret;
 pub mod telemetry;
@@ -20,10 +23,13 @@ pub mod tls;
 
 pub use cluster::*;
 pub use endpoint::*;
+pub use ext_authz::*;
 pub use filter::*;
+pub use jwt::*;
 pub use listener::*;
 pub use matcher::*;
 pub use policy::*;
+pub use rate_limit::*;
 pub use route::*;
 pub use secret::*;
 pub use telemetry::*;

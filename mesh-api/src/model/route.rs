@@ -1,10 +1,13 @@
 //! Route configurations (`envoy.config.route.v3`).
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 
-use super::{FilterOverride, Fraction, HeaderMatcher, Metadata, Name, Origin, QueryMatcher, StringMatcher};
+use super::{
+    FilterOverride, Fraction, HeaderMatcher, Metadata, MetadataMatch, Name, Origin, QueryMatcher, RateLimitRule,
+    StringMatcher,
+};
 
 /// A named table of virtual hosts.
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
@@ -42,6 +45,8 @@ pub struct VirtualHost {
     pub headers: HeaderOps,
     /// Filter configuration for this host.
     pub filter_overrides: Vec<(Name, FilterOverride)>,
+    /// What rate limit services are told of requests to this host.
+    pub rate_limits: Vec<RateLimitRule>,
     /// Retry policy of the routes that have none.
     pub retry: Option<RetryPolicy>,
     /// Tell the upstream which attempt this is (`x-envoy-attempt-count`).
@@ -108,6 +113,8 @@ pub struct RouteMatch {
     pub tls_presented: Option<bool>,
     /// TLS: `Some(true)` only with a client certificate validated.
     pub tls_validated: Option<bool>,
+    /// Conditions on what filters said of the request (claims of its token).
+    pub dynamic_metadata: Vec<MetadataMatch>,
 }
 
 impl RouteMatch {
@@ -126,6 +133,7 @@ impl RouteMatch {
             fraction: None,
             tls_presented: None,
             tls_validated: None,
+            dynamic_metadata: vec![],
         }
     }
 }
@@ -159,10 +167,45 @@ pub enum Action {
         /// HTTP status, 200..=599.
         status: u16,
         /// Body, possibly empty.
-        body: Name,
+        body: Body,
     },
     /// `non_forwarding_action`: for inbound gRPC routes.
     NonForwarding,
+}
+
+/// Bytes of an answer; need not be text.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Body(Arc<[u8]>);
+
+impl std::ops::Deref for Body {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<&str> for Body {
+    fn from(text: &str) -> Self {
+        Self(text.as_bytes().into())
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes.into())
+    }
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(&String::from_utf8_lossy(self), f)
+    }
+}
+
+impl Serialize for Body {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        String::from_utf8_lossy(self).serialize(s)
+    }
 }
 
 /// `RouteAction`.
@@ -182,9 +225,9 @@ pub struct Forward {
     pub timeout: Option<Duration>,
     /// Stream idle timeout of this route; `None`: the manager's.
     pub idle_timeout: Option<Duration>,
-    /// `grpc-timeout` is honoured up to this (`max_stream_duration.grpc_timeout_header_max`); zero: any.
+    /// `grpc-timeout` is honoured up to this (`max_grpc_timeout`); zero: any.
     pub grpc_timeout_max: Option<Duration>,
-    /// `max_stream_duration`.
+    /// `max_stream_duration`; with it, [`timeout`](Self::timeout) has no effect in Envoy.
     pub max_stream_duration: Option<Duration>,
     /// Retries; `None`: those of the virtual host.
     pub retry: Option<RetryPolicy>,
@@ -196,6 +239,10 @@ pub struct Forward {
     pub upgrades: Vec<Upgrade>,
     /// Circuit breaker priority.
     pub high_priority: bool,
+    /// What rate limit services are told of these requests.
+    pub rate_limits: Vec<RateLimitRule>,
+    /// The host's rules count too (`include_vh_rate_limits`).
+    pub include_host_rate_limits: bool,
     /// CORS of this route as old `RouteAction.cors` (typed overrides come through filters).
     pub metadata_match: Metadata,
 }
@@ -218,6 +265,8 @@ impl Forward {
             hash: vec![],
             upgrades: vec![],
             high_priority: false,
+            rate_limits: vec![],
+            include_host_rate_limits: false,
             metadata_match: Metadata::new(),
         }
     }

@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use indexmap::IndexMap;
 use serde::Serialize;
 
 use super::{Fraction, HeaderMatcher, Name};
@@ -27,9 +26,42 @@ pub enum LogSink {
         format: LogFormat,
     },
     /// gRPC access log service.
-    Grpc { cluster: Name, log_name: Name, tcp: bool },
+    Grpc {
+        /// Its cluster.
+        cluster: Name,
+        /// Name of the log.
+        log_name: Name,
+        /// Entries tell of connections instead of requests.
+        tcp: bool,
+        /// Further headers that entries hold.
+        headers: LoggedHeaders,
+        /// Filter state that entries hold.
+        filter_state: Vec<Name>,
+    },
     /// OpenTelemetry logs.
-    Otlp { cluster: Name, log_name: Name, body: Name, attributes: IndexMap<String, String> },
+    Otlp {
+        /// The collector's cluster.
+        cluster: Name,
+        /// Name of the log.
+        log_name: Name,
+        /// With command operators; empty: none.
+        body: Name,
+        /// Texts with command operators, and structures of them.
+        attributes: serde_json::Map<String, serde_json::Value>,
+        /// Filter state that records hold.
+        filter_state: Vec<Name>,
+    },
+}
+
+/// Headers of an exchange, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct LoggedHeaders {
+    /// Of the request.
+    pub request: Vec<Name>,
+    /// Of the answer.
+    pub response: Vec<Name>,
+    /// Of its trailers.
+    pub trailers: Vec<Name>,
 }
 
 /// Format of a log line, with command operators.
@@ -102,10 +134,10 @@ pub struct Tracing {
 /// Where spans go.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum TraceProvider {
-    /// OTLP over gRPC to this cluster.
-    OtlpGrpc { cluster: Name, authority: Name, service_name: Name, timeout: Duration },
+    /// OTLP over gRPC to this cluster; `headers` are sent with each batch.
+    OtlpGrpc { cluster: Name, authority: Name, service_name: Name, timeout: Duration, headers: Vec<(Name, Name)> },
     /// OTLP over HTTP.
-    OtlpHttp { cluster: Name, uri: Name, service_name: Name, timeout: Duration },
+    OtlpHttp { cluster: Name, uri: Name, service_name: Name, timeout: Duration, headers: Vec<(Name, Name)> },
     /// Zipkin JSON v2.
     Zipkin { cluster: Name, path: Name, hostname: Name, trace_id_128: bool, shared_span: bool },
 }

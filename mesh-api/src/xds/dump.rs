@@ -3,8 +3,10 @@
 
 use std::time::SystemTime;
 
-use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage as _, SerializeOptions};
+use prost::Message as _;
+use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage as _, SerializeOptions, Value as Dynamic};
 use serde_json::{Map, Value, json};
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::json::{self, timestamp};
 
@@ -253,25 +255,80 @@ fn typed_message(pool: &DescriptorPool, kind: &str, wire: &[u8]) -> Value {
     value
 }
 
-/// A message as JSON with Envoy's field names. What cannot be shown (a type that nobody described) is shown as bytes.
+/// A message as JSON with Envoy's field names. Of what cannot be decoded (a type that nobody described), wherever it
+/// stands, only the length and a hash are shown: it may hold keys that [`redact`] would not see.
 fn message(pool: &DescriptorPool, kind: &str, wire: &[u8]) -> Value {
-    let decoded = pool.get_message_by_name(kind).and_then(|d| DynamicMessage::decode(d, wire).ok());
     let options = SerializeOptions::new().use_proto_field_name(true).stringify_64_bit_integers(true);
-    let shown = decoded.and_then(|m| {
+    let json = |m: &DynamicMessage| m.serialize_with_options(serde_json::value::Serializer, &options).ok();
+    let decoded = pool.get_message_by_name(kind).and_then(|d| DynamicMessage::decode(d, wire).ok());
+    let shown = decoded.and_then(|mut m| {
         debug_assert_eq!(m.descriptor().full_name(), kind);
-        m.serialize_with_options(serde_json::value::Serializer, &options).ok()
+        json(&m).or_else(|| {
+            cover_unknown(pool, &mut m, 0);
+            json(&m)
+        })
     });
-    let mut value = shown.unwrap_or_else(|| {
-        use std::fmt::Write as _;
-        let mut hex = String::with_capacity(wire.len() * 2);
-        for byte in wire {
-            // Writing into a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-        }
-        json!({"unknown_message_hex": hex})
-    });
+    let mut value = shown.unwrap_or_else(|| undecodable(kind, wire));
     redact(&mut value);
     value
+}
+
+/// Deeper nesting is covered as a whole; protobuf's own decoders go no deeper.
+const MAX_DEPTH: usize = 100;
+
+/// What stands for bytes that nobody can read.
+fn undecodable(kind: &str, wire: &[u8]) -> Value {
+    json!({"undecodable": {"type": kind, "length": wire.len(), "xxh3": format!("{:032x}", xxh3_128(wire))}})
+}
+
+/// Puts [`undecodable`] in the place of each `Any` whose type is not known or whose bytes are not of its type.
+fn cover_unknown(pool: &DescriptorPool, message: &mut DynamicMessage, depth: usize) {
+    if message.descriptor().full_name() == "google.protobuf.Any" {
+        cover_any(pool, message, depth);
+        return;
+    }
+    for (_, value) in message.fields_mut() {
+        match value {
+            Dynamic::Message(inner) => cover_unknown(pool, inner, depth + 1),
+            Dynamic::List(items) => {
+                items.iter_mut().filter_map(Dynamic::as_message_mut).for_each(|m| cover_unknown(pool, m, depth + 1));
+            }
+            Dynamic::Map(entries) => {
+                let values = entries.values_mut().filter_map(Dynamic::as_message_mut);
+                values.for_each(|m| cover_unknown(pool, m, depth + 1));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn cover_any(pool: &DescriptorPool, any: &mut DynamicMessage, depth: usize) {
+    let url = any.get_field_by_name("type_url").and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+    let bytes = any.get_field_by_name("value").and_then(|v| v.as_bytes().cloned()).unwrap_or_default();
+    if url.is_empty() && bytes.is_empty() {
+        return;
+    }
+    let name = url.rsplit('/').next().unwrap_or_default();
+    // A well-formed URL has a domain before the name; without one the serializer refuses what is inside.
+    let known = pool.get_message_by_name(name).filter(|_| url.contains('/') && depth < MAX_DEPTH);
+    let (url, bytes) = match known.and_then(|d| DynamicMessage::decode(d, bytes.clone()).ok()) {
+        Some(mut inner) => {
+            cover_unknown(pool, &mut inner, depth + 1);
+            (url, inner.encode_to_vec())
+        }
+        None => {
+            let text = |t: String| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(t)) };
+            let fields = [
+                ("undecodable".to_owned(), text(url)),
+                ("length".to_owned(), text(bytes.len().to_string())),
+                ("xxh3".to_owned(), text(format!("{:032x}", xxh3_128(&bytes)))),
+            ];
+            let cover = prost_types::Struct { fields: fields.into_iter().collect() };
+            ("type.googleapis.com/google.protobuf.Struct".to_owned(), cover.encode_to_vec())
+        }
+    };
+    any.set_field_by_name("type_url", Dynamic::String(url));
+    any.set_field_by_name("value", Dynamic::Bytes(bytes.into()));
 }
 
 /// Private keys and passwords never leave, wherever they stand.
@@ -279,7 +336,9 @@ fn redact(value: &mut Value) {
     match value {
         Value::Object(map) => {
             for (key, inner) in map.iter_mut() {
-                if matches!(key.as_str(), "private_key" | "password" | "session_ticket_keys" | "generic_secret") {
+                // Either spelling: in free-form structures names are as somebody wrote them.
+                let name: String = key.chars().filter(|c| *c != '_').flat_map(char::to_lowercase).collect();
+                if matches!(name.as_str(), "privatekey" | "password" | "sessionticketkeys" | "genericsecret") {
                     hide(inner);
                 } else {
                     redact(inner);
@@ -298,23 +357,26 @@ fn hide(value: &mut Value) {
                 match key.as_str() {
                     // base64 of [redacted], as Envoy shows it
                     "inline_bytes" => *inner = "W3JlZGFjdGVkXQ==".into(),
-                    "inline_string" => *inner = "[redacted]".into(),
+                    // Where a secret lies is none, and what type holds it neither.
+                    "filename" | "environment_variable" | "path" | "@type" => {}
                     _ => hide(inner),
                 }
             }
         }
         Value::Array(items) => items.iter_mut().for_each(hide),
+        Value::String(text) => "[redacted]".clone_into(text),
         _ => {}
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
-
     use super::*;
     use crate::xds::envoy::config::core::v3::{DataSource, data_source::Specifier};
+    use crate::xds::envoy::config::core::v3::{TransportSocket, transport_socket};
+    use crate::xds::envoy::config::listener::v3::{Filter, FilterChain, Listener, filter};
     use crate::xds::envoy::extensions::transport_sockets::tls::v3 as tls;
+    use crate::xds::google::protobuf::Any;
 
     #[test]
     fn keys_are_hidden_and_names_are_envoys() {
@@ -345,5 +407,60 @@ mod tests {
         assert_eq!(value["configs"][0]["version_info"], "7");
         let none = DumpQuery { name_regex: Some(regex::Regex::new("^x$").unwrap()), ..only };
         assert_eq!(dump.render(&none)["configs"], json!([]));
+    }
+
+    /// A listener with an inline key, beside whatever `filter` is.
+    fn listener_with(filter: Any) -> Vec<u8> {
+        let inline =
+            |s: &str| DataSource { specifier: Some(Specifier::InlineString(s.to_owned())), ..Default::default() };
+        let certificate = tls::TlsCertificate { private_key: Some(inline("SECRET-KEY")), ..Default::default() };
+        let common = tls::CommonTlsContext { tls_certificates: vec![certificate], ..Default::default() };
+        let context = tls::DownstreamTlsContext { common_tls_context: Some(common), ..Default::default() };
+        let socket = TransportSocket {
+            name: "tls".to_owned(),
+            config_type: Some(transport_socket::ConfigType::TypedConfig(Any {
+                type_url: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
+                    .to_owned(),
+                value: context.encode_to_vec(),
+            })),
+        };
+        let filter = Filter { name: "f".to_owned(), config_type: Some(filter::ConfigType::TypedConfig(filter)) };
+        let chain = FilterChain { filters: vec![filter], transport_socket: Some(socket), ..Default::default() };
+        Listener { name: "l".to_owned(), filter_chains: vec![chain], ..Default::default() }.encode_to_vec()
+    }
+
+    /// The listener as a refused one in a dump, as text: no spelling of the key may be in it.
+    fn shown(wire: Vec<u8>) -> String {
+        let hex: String = "SECRET-KEY".bytes().map(|b| format!("{b:02x}")).collect();
+        let error = DumpError { wire: Some(wire.into()), details: "no".to_owned(), ..DumpError::default() };
+        let entry = DumpEntry { name: "l".to_owned(), error: Some(error), ..DumpEntry::default() };
+        let dump = ConfigDump { listeners: vec![entry], ..ConfigDump::default() };
+        let text = dump.render(&DumpQuery::default()).to_string();
+        for secret in ["SECRET-KEY", &hex, "U0VDUkVULUtFWQ"] {
+            assert!(!text.contains(secret), "{text}");
+        }
+        text
+    }
+
+    #[test]
+    fn keys_beside_and_inside_of_what_nobody_knows_are_hidden() {
+        let unknown = |url: &str| Any { type_url: url.to_owned(), value: b"\x0a\x0aSECRET-KEY".to_vec() };
+        let text = shown(listener_with(unknown("type.googleapis.com/my.unknown.Filter")));
+        assert!(text.contains("my.unknown.Filter") && text.contains("\"length\":\"12\""), "{text}");
+        assert!(text.contains("[redacted]") && text.contains("DownstreamTlsContext"), "the rest is shown: {text}");
+        // A known type whose bytes are of another, a URL without a domain, none at all, garbage instead of a message.
+        let hcm = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+        for url in [&format!("type.googleapis.com/{hcm}"), hcm, ""] {
+            assert!(shown(listener_with(unknown(url))).contains("length"), "{url}");
+        }
+        assert!(shown(b"\xffSECRET-KEY".to_vec()).contains("undecodable"));
+    }
+
+    #[test]
+    fn keys_in_free_form_structures_are_hidden() {
+        let mut value = json!({"value": {"privateKey": "PEM", "password": {"filename": "/x", "inline_string": "PEM"}}});
+        redact(&mut value);
+        let hidden = json!({"value": {"privateKey": "[redacted]", "password": {"filename": "/x", "inline_string": "[redacted]"}}});
+        assert_eq!(value, hidden);
     }
 }

@@ -4,7 +4,7 @@ pub mod dump;
 pub mod json;
 
 pub use envoy_types::pb::envoy::service::discovery::v3 as discovery;
-pub use envoy_types::pb::{envoy, google, xds};
+pub use envoy_types::pb::{envoy, google, opentelemetry, xds};
 
 /// xDS resource types, in the order in which they are sent (make before break).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

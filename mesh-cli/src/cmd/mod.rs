@@ -1,5 +1,6 @@
 //! Commands, one a module.
 
+pub mod analyze;
 pub mod completion;
 pub mod proxy_config;
 pub mod proxy_status;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use crate::args::{Format, StatusArgs};
-use crate::client;
+use crate::client::Server;
 use crate::exit::{Failure, NEGATIVE, Outcome};
 use crate::output::{Table, print, structured};
 
@@ -14,7 +14,8 @@ const TYPES: [&str; 6] = ["CDS", "LDS", "EDS", "RDS", "SDS", "ECDS"];
 
 /// Asks the control plane, prints a line a proxy; exit code 1 when one of them refused something.
 pub fn run(args: &StatusArgs) -> Outcome {
-    let all = client::json(&args.control.control, "/debug/syncz")?;
+    let control = Server::control(&args.control);
+    let all = control.json("/debug/syncz")?;
     let rows: Vec<&Value> = all.as_array().into_iter().flatten().filter(|r| wanted(r, args.proxy.as_deref())).collect();
     if rows.is_empty() && args.proxy.is_some() {
         let name = args.proxy.as_deref().unwrap_or_default();
@@ -23,7 +24,7 @@ pub fn run(args: &StatusArgs) -> Outcome {
     if args.output != Format::Short {
         structured(&rows, args.output)?;
     } else {
-        print(&table(&rows));
+        print(&table(&rows, control.address()));
         for row in &rows {
             for (short, reason) in rejections(row) {
                 print(&format!("{}: {short} rejected: {reason}", text(row, "proxy")));
@@ -44,12 +45,14 @@ fn text<'v>(row: &'v Value, field: &str) -> &'v str {
     row.get(field).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn table(rows: &[&Value]) -> String {
-    let mut table = Table::new(&["NAME", "CLUSTER", "TYPE", "CDS", "LDS", "EDS", "RDS", "SDS", "ECDS", "VERSION"]);
+/// istioctl's columns, and what kind of proxy it is. `control` is who answered.
+fn table(rows: &[&Value], control: &str) -> String {
+    let head = ["NAME", "CLUSTER", "TYPE", "CDS", "LDS", "EDS", "RDS", "SDS", "ECDS", "ISTIOD", "VERSION"];
+    let mut table = Table::new(&head);
     for row in rows {
         let mut cells = vec![text(row, "proxy"), text(row, "cluster_id"), text(row, "proxy_type")];
         cells.extend(TYPES.iter().map(|short| state(row, short)));
-        cells.push(text(row, "proxy_version"));
+        cells.extend([control, text(row, "proxy_version")]);
         table.row(cells);
     }
     table.render()
@@ -80,6 +83,10 @@ mod tests {
             },
         });
         assert_eq!(["CDS", "LDS", "ECDS"].map(|short| state(&row, short)), ["SYNCED", "ERROR", "IGNORED"]);
+        let shown = table(&[&row], "127.0.0.1:15014");
+        let cells: Vec<&str> = shown.lines().next().unwrap().split_whitespace().collect();
+        assert_eq!(cells[cells.len() - 2..], ["ISTIOD", "VERSION"]);
+        assert!(shown.ends_with("127.0.0.1:15014"), "{shown}");
         assert_eq!(rejections(&row), [("LDS", "0.0.0.0_80: unknown filter")]);
         assert!(wanted(&row, Some("web")) && wanted(&row, Some("web.shop")) && !wanted(&row, Some("we")));
     }

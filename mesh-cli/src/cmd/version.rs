@@ -5,16 +5,16 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use crate::args::{Format, VersionArgs};
-use crate::client;
+use crate::client::Server;
 use crate::exit::Outcome;
 use crate::output::{print, structured};
 
 /// Prints our version and, unless told not to ask, that of the control plane.
 pub fn run(args: &VersionArgs) -> Outcome {
     let own = env!("CARGO_PKG_VERSION");
-    let asked = if args.client { None } else { Some(client::get(&args.control.control, "/version")) };
+    let asked = if args.client { None } else { Some(Server::control(&args.control).good("/version")) };
     let control =
-        asked.as_ref().and_then(|a| a.as_ref().ok()).map(|(_, body)| version_of(&String::from_utf8_lossy(body)));
+        asked.as_ref().and_then(|a| a.as_ref().ok()).map(|answer| version_of(&String::from_utf8_lossy(&answer.body)));
     if args.output == Format::Short {
         print(&format!("client version: {own}"));
         match (&asked, &control) {

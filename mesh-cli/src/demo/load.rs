@@ -1,15 +1,20 @@
-//! Load: requests at an even rate, whatever the answers take, and what became of them.
+//! Load: requests at an even rate, and what became of them. A machine that cannot keep up gets fewer, not a queue that
+//! grows: what is waited for is the mesh, not the queue.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::apps::Journey;
 use super::http;
+
+/// Requests in flight at once. At the rates here that many wait only where answers take a sixth of a second.
+const IN_FLIGHT: u32 = 32;
 
 /// What became of requests.
 #[derive(Debug, Clone, Default)]
@@ -39,15 +44,15 @@ impl Tally {
 pub struct Load {
     task: JoinHandle<()>,
     tally: Arc<Mutex<Tally>>,
-    running: Arc<()>,
+    turns: Arc<Semaphore>,
 }
 
 impl Load {
     /// Sends `rate` requests a second to the page until stopped.
     pub fn start(page: String, rate: u32) -> Self {
         let tally: Arc<Mutex<Tally>> = Arc::default();
-        let running = Arc::new(());
-        let (shared, token) = (tally.clone(), running.clone());
+        let turns = Arc::new(Semaphore::new(IN_FLIGHT as usize));
+        let (shared, queue) = (tally.clone(), turns.clone());
         let task = tokio::spawn(async move {
             if rate == 0 {
                 return;
@@ -58,7 +63,8 @@ impl Load {
             let url: Arc<str> = format!("{page}/journey").into();
             loop {
                 ticks.tick().await;
-                let (url, tally, token) = (url.clone(), shared.clone(), token.clone());
+                let Ok(turn) = queue.clone().acquire_owned().await else { return };
+                let (url, tally) = (url.clone(), shared.clone());
                 tokio::spawn(async move {
                     let outcome = one(&url).await;
                     let mut tally = tally.lock();
@@ -69,11 +75,11 @@ impl Load {
                         }
                         Err(why) => tally.bad.entry(why).or_insert((0, start.elapsed())).0 += 1,
                     }
-                    drop(token);
+                    drop(turn);
                 });
             }
         });
-        Self { task, tally, running }
+        Self { task, tally, turns }
     }
 
     /// So far.
@@ -90,10 +96,8 @@ impl Load {
     pub async fn stop(self) -> Tally {
         self.task.abort();
         let _ = self.task.await;
-        let end = Instant::now() + Duration::from_secs(11);
-        while Arc::strong_count(&self.running) > 1 && Instant::now() < end {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        // Longer than any request may take.
+        let _ = tokio::time::timeout(Duration::from_secs(11), self.turns.acquire_many(IN_FLIGHT)).await;
         self.tally.lock().clone()
     }
 }
@@ -106,4 +110,24 @@ async fn one(url: &str) -> Result<String, String> {
     }
     let journey: Journey = serde_json::from_slice(&answer.body).map_err(|e| format!("not a journey: {e}"))?;
     Ok(journey.next.as_ref().map_or_else(|| "none".to_owned(), |n| n.version.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_mesh_that_does_not_answer_is_not_asked_ever_more() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let load = Load::start(format!("http://{}", listener.local_addr().unwrap()), 5000);
+        let mut asked = Vec::new();
+        while let Ok(stream) = tokio::time::timeout(Duration::from_millis(500), listener.accept()).await {
+            asked.push(stream);
+        }
+        assert_eq!(u32::try_from(asked.len()).unwrap(), IN_FLIGHT);
+        // Now they fail, and others come.
+        drop(asked);
+        listener.accept().await.unwrap();
+        assert!(load.tally().failed() > 0);
+    }
 }

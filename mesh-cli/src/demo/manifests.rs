@@ -5,11 +5,20 @@ use std::path::Path;
 
 use super::plan::{APP_PORT, INBOUND_PORT, NAMESPACE, OUTBOUND_PORT, Plan, SYSTEM, Workload};
 
-/// Writes configuration and samples.
+/// Writes configuration and samples; a configuration that is there already is the operator's.
 ///
 /// # Errors
 /// When a file cannot be written.
 pub fn write(plan: &Plan) -> std::io::Result<()> {
+    let samples = plan.samples_dir();
+    write_file(&samples, "canary-100-0.yaml", &catalog_route(&[("v1", 100), ("v2", 0)]))?;
+    write_file(&samples, "canary-90-10.yaml", &catalog_route(&[("v1", 90), ("v2", 10)]))?;
+    write_file(&samples, "canary-0-100.yaml", &catalog_route(&[("v1", 0), ("v2", 100)]))?;
+    write_file(&samples, "header-v2.yaml", &header_route())?;
+    write_file(&samples, "deny-catalog.yaml", &deny_catalog())?;
+    if plan.reused {
+        return Ok(());
+    }
     let config = plan.config_dir();
     write_file(&config, "mesh.yaml", &mesh())?;
     write_file(&config, "gateway.yaml", &gateway(plan.port))?;
@@ -21,12 +30,7 @@ pub fn write(plan: &Plan) -> std::io::Result<()> {
         }
         write_file(&config, &format!("{service}.yaml"), &text)?;
     }
-    let samples = plan.samples_dir();
-    write_file(&samples, "canary-100-0.yaml", &catalog_route(&[("v1", 100), ("v2", 0)]))?;
-    write_file(&samples, "canary-90-10.yaml", &catalog_route(&[("v1", 90), ("v2", 10)]))?;
-    write_file(&samples, "canary-0-100.yaml", &catalog_route(&[("v1", 0), ("v2", 100)]))?;
-    write_file(&samples, "header-v2.yaml", &header_route())?;
-    write_file(&samples, "deny-catalog.yaml", &deny_catalog())
+    Ok(())
 }
 
 /// Writes next to the file and renames, so that nobody reads half of it.

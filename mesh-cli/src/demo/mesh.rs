@@ -45,18 +45,22 @@ impl Mesh {
     /// # Errors
     /// When a process does not start or does not become ready in time.
     pub async fn start(&mut self) -> anyhow::Result<()> {
+        self.plan.remember().context("cannot write into the folder of the demo")?;
         manifests::write(&self.plan).context("cannot write the configuration")?;
         self.start_control().await?;
         for workload in self.plan.workloads.clone() {
             self.start_app(&workload)?;
             self.start_sidecar(&workload, &[])?;
         }
-        self.start_gateway(GATEWAY, self.plan.gateway_ip)?;
+        self.start_gateway(GATEWAY, self.plan.gateway_ip, &[])?;
         for ip in self.proxies() {
             self.proxy_ready(ip).await?;
         }
         let page = format!("{}/journey", self.plan.page());
-        self.until("the page to answer", async || http::get(&page).await.is_ok_and(|r| r.status == 200)).await
+        // What an operator left in the folder may well make it answer something else.
+        let any = self.plan.reused;
+        let good = |status| status == 200 || any;
+        self.until("the page to answer", async || http::get(&page).await.is_ok_and(|r| good(r.status))).await
     }
 
     /// Addresses of all proxies.
@@ -65,16 +69,29 @@ impl Mesh {
     }
 
     /// Starts the control plane and waits until it serves.
+    async fn start_control(&mut self) -> anyhow::Result<()> {
+        self.spawn_control()?;
+        self.control_ready().await
+    }
+
+    /// Starts the control plane.
     ///
     /// # Errors
-    /// When it does not become ready.
-    pub async fn start_control(&mut self) -> anyhow::Result<()> {
+    /// When it cannot be started.
+    pub fn spawn_control(&mut self) -> anyhow::Result<()> {
         let (config, state) = (self.plan.config_dir(), self.plan.state_dir());
         let mut args = words(["--config-dir"]);
         args.extend([config.into(), "--state-dir".into(), state.into()]);
         args.extend(words(["--xds-addr", &self.plan.control_xds().to_string()]));
         args.extend(words(["--http-addr", &self.plan.control_http().to_string()]));
-        self.add(Role::Control, CONTROL, args)?;
+        self.add(Role::Control, CONTROL, args)
+    }
+
+    /// Waits until the control plane serves.
+    ///
+    /// # Errors
+    /// When it does not become ready in time.
+    pub async fn control_ready(&mut self) -> anyhow::Result<()> {
         let url = format!("http://{}/ready", self.plan.control_http());
         self.until("the control plane to be ready", async || http::get(&url).await.is_ok_and(|r| r.status == 200)).await
     }
@@ -103,14 +120,15 @@ impl Mesh {
         self.add(Role::Proxy, workload.name, args)
     }
 
-    /// Starts a gateway.
+    /// Starts a gateway, with more flags.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start_gateway(&mut self, name: &str, ip: Ipv4Addr) -> anyhow::Result<()> {
+    pub fn start_gateway(&mut self, name: &str, ip: Ipv4Addr, more: &[&str]) -> anyhow::Result<()> {
         let token = self.token(SYSTEM, GATEWAY)?;
         let mut args = self.proxy_args("gateway", &format!("{name}.{SYSTEM}"), ip, GATEWAY, token);
         args.extend(words(["--label", "istio=ingressgateway", "--label", "app=istio-ingressgateway"]));
+        args.extend(more.iter().map(OsString::from));
         self.add(Role::Proxy, name, args)
     }
 
@@ -124,13 +142,13 @@ impl Mesh {
         args
     }
 
-    /// A file with a token of a service account, made by the control plane's own issuer.
+    /// A file with a token of a service account, made by the control plane's own issuer. One of an earlier run would end
+    /// in the middle of this one.
     fn token(&self, namespace: &str, account: &str) -> anyhow::Result<PathBuf> {
-        let path = self.plan.state_dir().join(format!("token-{namespace}-{account}"));
-        if !path.exists() {
-            let token = mesh_control::workload_token(&self.plan.state_dir(), namespace, account)?;
-            std::fs::write(&path, token).with_context(|| format!("cannot write {}", path.display()))?;
-        }
+        let (folder, name) = (self.plan.state_dir(), format!("token-{namespace}-{account}"));
+        let token = mesh_control::workload_token(&folder, namespace, account)?;
+        let path = folder.join(&name);
+        manifests::write_file(&folder, &name, &token).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
     }
 
@@ -147,6 +165,17 @@ impl Mesh {
     /// When there is none.
     pub fn child(&mut self, name: &str) -> anyhow::Result<&mut Child> {
         self.children.iter_mut().find(|c| c.name == name).with_context(|| format!("there is no process {name}"))
+    }
+
+    /// Asks a process to end and waits for that.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub async fn end(&mut self, name: &str) -> anyhow::Result<()> {
+        let child = self.child(name)?;
+        child.terminate();
+        child.ended(ENDING).await;
+        Ok(())
     }
 
     /// A process that has ended does not count any more.

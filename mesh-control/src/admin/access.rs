@@ -12,9 +12,6 @@ use axum::{
 use super::{Admin, peer};
 use crate::xds::{caller::Peer, generator::Generator};
 
-/// Namespace whose workloads may look at everything.
-const ROOT_NAMESPACE: &str = "istio-system";
-
 /// Lets a request through or refuses it.
 pub(super) async fn guard<G: Generator>(State(admin): State<Arc<Admin<G>>>, request: Request, next: Next) -> Response {
     let refuse = |why: &str| (StatusCode::FORBIDDEN, format!("{why}\n")).into_response();
@@ -35,7 +32,7 @@ pub(super) async fn guard<G: Generator>(State(admin): State<Arc<Admin<G>>>, requ
     let token = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
     let token = token.and_then(|v| v.strip_prefix("Bearer ")).map(str::to_owned);
     match authenticate.authenticate(&Peer::default(), token.as_deref()).await {
-        Ok(id) if id.namespace == ROOT_NAMESPACE => next.run(request).await,
+        Ok(id) if id.namespace == **admin.root_namespace.load() => next.run(request).await,
         Ok(id) => refuse(&format!("{id} may not see debug pages")),
         Err(why) => refuse(&why),
     }
@@ -58,7 +55,58 @@ fn host_permitted(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use arc_swap::{ArcSwap, ArcSwapOption};
+    use axum::body::Body;
+    use futures_util::future::{BoxFuture, FutureExt};
+    use mesh_api::identity::SpiffeId;
+    use tower::ServiceExt;
+
     use super::*;
+    use crate::{
+        admin::{From, router},
+        translate::Translator,
+        xds::{caller::Authenticate, hub::Hub},
+    };
+
+    /// The token is the namespace.
+    #[derive(Debug)]
+    struct Namespaces;
+
+    impl Authenticate for Namespaces {
+        fn authenticate<'a>(&'a self, _: &'a Peer, token: Option<&'a str>) -> BoxFuture<'a, Result<SpiffeId, String>> {
+            let id = SpiffeId::new(Default::default(), token.unwrap_or_default(), "kiali").map_err(|e| e.to_string());
+            std::future::ready(id).boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn from_elsewhere_for_the_root_namespace_of_the_mesh_only() {
+        let hub = Hub::new(Translator::new(), Arc::default());
+        let authenticate: Arc<dyn Authenticate> = Arc::new(Namespaces);
+        let admin = Arc::new(Admin {
+            hub,
+            metrics: Arc::default(),
+            folder: ArcSwapOption::empty(),
+            index: ArcSwapOption::empty(),
+            waiting: ArcSwap::default(),
+            root_namespace: ArcSwap::from_pointee("mesh-root".to_owned()),
+            authenticate: ArcSwapOption::from_pointee(authenticate),
+            keys: ArcSwapOption::empty(),
+            cluster_id: String::new(),
+            started: tokio::time::Instant::now(),
+        });
+        let status = async |namespace: &str, from: &str| {
+            let mut request = Request::get("/debug/syncz").header(header::AUTHORIZATION, format!("Bearer {namespace}"));
+            let from: SocketAddr = from.parse().unwrap();
+            request.extensions_mut().unwrap().insert(From(from));
+            router(admin.clone()).oneshot(request.body(Body::empty()).unwrap()).await.unwrap().status()
+        };
+        assert_eq!(status("mesh-root", "10.0.0.1:1").await, StatusCode::OK);
+        assert_eq!(status("istio-system", "10.0.0.1:1").await, StatusCode::FORBIDDEN);
+        assert_eq!(status("shop", "127.0.0.1:1").await, StatusCode::OK);
+    }
 
     #[test]
     fn foreign_names_are_refused() {

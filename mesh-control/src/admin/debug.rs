@@ -14,8 +14,11 @@ use serde_json::{Map, Value, json};
 
 use super::Admin;
 use crate::{
+    index::KeyOrigin,
     metrics::{Page, escape},
     source::object::{Kind, Object},
+    translate::status,
+    validate::Finding,
     xds::{caller::Caller, generator::Generator, hub::Handle, nack::AckState, push::Protocol},
 };
 
@@ -152,31 +155,72 @@ pub(super) async fn config_dump<G: Generator>(
         .clients()
         .into_iter()
         .find(|c| c.client.proxy_id() == query.proxy_id || c.client.raw_id == query.proxy_id);
-    let held = match &found {
-        Some(handle) => handle.held().await,
-        None => None,
-    };
-    let Some(held) = held else {
-        return (StatusCode::NOT_FOUND, format!("{:?} is not connected\n", query.proxy_id)).into_response();
-    };
-    crate::xds::dump::respond(&held, &query.types).await
+    if let Some(handle) = &found
+        && let Some(held) = handle.held().await
+    {
+        return crate::xds::dump::respond(&handle.client, &held, &query.types).await;
+    }
+    (StatusCode::NOT_FOUND, format!("{:?} is not connected\n", query.proxy_id)).into_response()
 }
 
-/// All objects in force, and what is wrong with the folder.
+/// All objects in force, with what they must be told of themselves, and what is wrong with the folder.
 pub(super) async fn configz<G: Generator>(State(admin): State<Arc<Admin<G>>>) -> Json<Value> {
     let Some(folder) = admin.folder.load_full() else { return Json(json!({"objects": [], "findings": []})) };
-    let folder = folder.read();
-    let mut objects: Vec<&Arc<Object>> = folder.objects.iter().collect();
+    // The watch must not wait for what follows, nor must streams.
+    let (mut objects, mut findings) = {
+        let folder = folder.read();
+        (folder.objects.clone(), folder.findings.clone())
+    };
     objects.sort_by(|a, b| a.key.cmp(&b.key));
-    let objects: Vec<Value> = objects.into_iter().map(|o| object(o)).collect();
-    Json(json!({"objects": objects, "findings": folder.findings}))
+    let index = admin.index.load_full();
+    findings.extend(of_keys(&admin));
+    let shown = move |o: &Arc<Object>| {
+        let mut out = object(o);
+        let status = index.as_ref().and_then(|index| status::of(index, o));
+        if let (Some(map), Some(status)) = (out.as_object_mut(), status) {
+            map.insert("status".into(), serde_json::to_value(status).unwrap_or_default());
+        }
+        out
+    };
+    let page = tokio::task::spawn_blocking(move || {
+        let objects: Vec<Value> = objects.iter().map(shown).collect();
+        json!({"objects": objects, "findings": findings})
+    });
+    Json(page.await.unwrap_or_default())
 }
 
 /// What is wrong with the folder.
 pub(super) async fn findings<G: Generator>(State(admin): State<Arc<Admin<G>>>) -> Json<Value> {
     let Some(folder) = admin.folder.load_full() else { return Json(json!([])) };
-    let findings = serde_json::to_value(&folder.read().findings).unwrap_or_default();
-    Json(findings)
+    let mut findings = folder.read().findings.clone();
+    findings.extend(of_keys(&admin));
+    Json(serde_json::to_value(findings).unwrap_or_default())
+}
+
+/// Issuers whose keys could not be fetched.
+fn of_keys<G: Generator>(admin: &Admin<G>) -> Vec<Finding> {
+    let (Some(index), Some(standings)) = (admin.index.load_full(), admin.keys.load_full()) else { return vec![] };
+    let standings = standings.read();
+    let mut out = Vec::new();
+    for (object, policy) in index.token_rules() {
+        for (i, rule) in policy.jwt_rules.iter().enumerate() {
+            let KeyOrigin::Fetched(source) = index.key_origin(&object.key.namespace, rule) else { continue };
+            let Some(standing) = standings.get(&source) else { continue };
+            let Some((at, why)) = &standing.failed else { continue };
+            let now = match standing.good {
+                Some(good) => format!("the keys of {} stay in force", text_time(good)),
+                None => "tokens of this issuer are refused".to_owned(),
+            };
+            let message = format!("keys could not be fetched at {}: {why}; {now}", text_time(*at));
+            let mut finding = Finding::warning(format!("spec.jwtRules[{i}]"), message).on(&object.key);
+            if let Some(position) = &object.position {
+                finding.file = Some(position.file.clone());
+                finding.line = Some(position.line);
+            }
+            out.push(finding);
+        }
+    }
+    out
 }
 
 /// An object as a manifest has it; secrets without their content.

@@ -8,7 +8,7 @@ mod process;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use axum::{
     Router,
     body::Body,
@@ -33,6 +33,8 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::{
+    index::Index,
+    jwks::Standings,
     metrics::{Metrics, Page, escape},
     source::watch::FolderStatus,
     xds::{caller::Authenticate, generator::Generator, hub::Hub},
@@ -54,8 +56,16 @@ pub struct Admin<G: Generator> {
     pub metrics: Arc<Metrics>,
     /// The folder, once it has been read.
     pub folder: ArcSwapOption<RwLock<FolderStatus>>,
-    /// Who may see debug pages from elsewhere.
+    /// What is in force.
+    pub index: ArcSwapOption<Index>,
+    /// Why the configuration that was read is not in force; empty: it is, or is not read yet.
+    pub waiting: ArcSwap<String>,
+    /// Namespace whose workloads may see debug pages from elsewhere.
+    pub root_namespace: ArcSwap<String>,
+    /// Who they are.
     pub authenticate: ArcSwapOption<Arc<dyn Authenticate>>,
+    /// How it stands with keys of tokens' issuers.
+    pub keys: ArcSwapOption<Standings>,
     /// Id of this cluster.
     pub cluster_id: String,
     /// Start of the process.
@@ -159,7 +169,9 @@ async fn ready<G: Generator>(State(admin): State<Arc<Admin<G>>>) -> Response {
     if admin.hub.state().is_some() {
         (StatusCode::OK, "ready\n").into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the configuration has not been read yet\n").into_response()
+        let why = admin.waiting.load();
+        let why = if why.is_empty() { "the configuration has not been read yet" } else { &**why };
+        (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response()
     }
 }
 

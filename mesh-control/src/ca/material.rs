@@ -34,6 +34,8 @@ pub(crate) struct Material {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     /// Trust anchors; the one that this CA hangs on among them.
     pub(crate) roots: Vec<CertificateDer<'static>>,
+    /// Those of them that it hangs on: one, or more with a root that was renewed or is cross-signed.
+    pub(crate) anchors: Vec<CertificateDer<'static>>,
     /// End of the signing certificate.
     pub(crate) not_after: SystemTime,
 }
@@ -126,25 +128,32 @@ impl Material {
             return Err(bad("the certificate has expired"));
         }
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|e| bad(e.to_string()))?;
-        let material = Self { issuer, chain, roots, not_after: facts.not_after };
-        material.try_out(now)?;
+        let mut material = Self { issuer, chain, roots, anchors: vec![], not_after: facts.not_after };
+        material.anchors = material.try_out(now)?;
         Ok(material)
     }
 
-    /// Signs a certificate for nobody and verifies it as peers would.
-    fn try_out(&self, now: SystemTime) -> Result<(), CaError> {
+    /// Signs a certificate for nobody and verifies it as peers would. The roots that each of them alone would do.
+    fn try_out(&self, now: SystemTime) -> Result<Vec<CertificateDer<'static>>, CaError> {
         let wrong = |e: String| bad(format!("what it signs does not verify against its roots: {e}"));
         let key = KeyPair::generate().map_err(|e| wrong(e.to_string()))?;
         let subject = Subject::Workload("spiffe://mesh/ns/none/sa/none".to_owned());
         let leaf = issuer::sign(self, &subject, &key, Duration::from_secs(60), now)?;
-        let anchors: Vec<_> = self.roots.iter().filter_map(|r| webpki::anchor_from_trusted_cert(r).ok()).collect();
         let leaf = EndEntityCert::try_from(&leaf.leaf).map_err(|e| wrong(e.to_string()))?;
         let time = UnixTime::since_unix_epoch(unix(now));
         let provider = rustls::crypto::aws_lc_rs::default_provider();
         let algorithms = provider.signature_verification_algorithms.all;
-        leaf.verify_for_usage(algorithms, &anchors, &self.chain, time, KeyUsage::client_auth(), None, None)
-            .map(|_| ())
-            .map_err(|e| wrong(e.to_string()))
+        let mut reason = "no root can be read".to_owned();
+        let mut anchors = Vec::new();
+        for root in &self.roots {
+            let Ok(anchor) = webpki::anchor_from_trusted_cert(root) else { continue };
+            let usage = KeyUsage::client_auth();
+            match leaf.verify_for_usage(algorithms, &[anchor], &self.chain, time, usage, None, None) {
+                Ok(_) => anchors.push(root.clone()),
+                Err(error) => reason = error.to_string(),
+            }
+        }
+        if anchors.is_empty() { Err(wrong(reason)) } else { Ok(anchors) }
     }
 }
 

@@ -14,11 +14,12 @@ mod material;
 mod request;
 mod server;
 mod service;
-mod state;
+pub(crate) mod state;
 mod token;
+mod trust;
 
 pub use authenticate::{Authenticator, LocalTokens, ServiceAccount, VerifyToken};
-pub use authority::{Authority, Options};
+pub use authority::{Authority, Options, PluggedIn, ROOT_GRACE};
 pub use issuer::Issued;
 pub use server::{ServerNames, server_tls};
 pub use service::{CertificateService, grpc_service};
@@ -39,6 +40,9 @@ pub enum CaError {
     /// Signing failed.
     #[error("signing failed: {0}")]
     Signing(String),
+    /// The CA that is to sign is not known to all workloads.
+    #[error("nobody signs before workloads know the roots of the new CA: in {0} s")]
+    NotYet(u64),
     /// Keys and certificates of the CA do not work.
     #[error("{0}")]
     Material(String),

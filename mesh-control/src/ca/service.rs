@@ -66,7 +66,7 @@ impl CertificateService {
                     self.metrics.csr_unreadable.inc();
                     Status::invalid_argument(text)
                 }
-                CaError::Signing(_) | CaError::Material(_) => {
+                CaError::Signing(_) | CaError::NotYet(_) | CaError::Material(_) => {
                     self.metrics.csr_unsigned.inc();
                     Status::unavailable(text)
                 }

@@ -7,6 +7,8 @@
 pub mod change;
 pub mod endpoint;
 pub mod host;
+pub mod ingress;
+pub mod keys;
 pub mod policies;
 pub mod protocol;
 pub mod rules;
@@ -40,6 +42,8 @@ use self::rules::NamespaceRules;
 pub use self::{
     change::ChangeSet,
     endpoint::{Endpoint, EndpointAddress, EndpointFacts, Health, ServiceEndpoints},
+    ingress::IngressGateway,
+    keys::{KeyOrigin, KeySource},
     policies::{Mtls, PeerAuthn},
     protocol::Protocol,
     rules::Rule,
@@ -77,9 +81,6 @@ impl Default for Options {
     }
 }
 
-/// Namespace and name of the ConfigMap that holds MeshConfig, and its key.
-pub const MESH_CONFIG: (&str, &str, &str) = ("istio-system", "istio", "mesh");
-
 /// A service with all that is known of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServiceEntry {
@@ -89,6 +90,17 @@ pub struct ServiceEntry {
     pub endpoints: Stamped<ServiceEndpoints>,
     /// What clusters show of the endpoints.
     pub facts: Stamped<EndpointFacts>,
+}
+
+/// A Gateway of Istio's, or one that an Ingress stands for.
+#[derive(Debug)]
+pub struct ServedGateway<'a> {
+    /// The object that it comes from.
+    pub object: &'a Arc<Object>,
+    /// `namespace/name` by which VirtualServices mean it.
+    pub name: Name,
+    /// Selector and servers.
+    pub spec: &'a networking::Gateway,
 }
 
 /// The state of the mesh.
@@ -108,10 +120,14 @@ pub struct Index {
     slices: HashMap<(Name, Name), OrdSet<ObjectKey>>,
     rules: HashMap<Name, Stamped<NamespaceRules>>,
     virtual_services: Stamped<Vec<Arc<VirtualServiceEntry>>>,
+    /// Gateways of Ingresses, by name.
+    ingress_gateways: Arc<Vec<IngressGateway>>,
     /// Services with a selector, by namespace and one pair of it.
     selecting: HashMap<(Name, Name, Name), OrdSet<ServiceKey>>,
     /// ExternalName services by the host they stand for.
     aliases: HashMap<Name, OrdSet<ServiceKey>>,
+    /// Keys of issuers that were fetched.
+    keys: keys::FetchedKeys,
     stamps: Arc<BTreeMap<Kind, Stamp>>,
     services_stamp: Stamp,
     rules_stamp: Stamp,
@@ -130,8 +146,10 @@ impl PartialEq for Index {
             && self.slices == other.slices
             && self.rules == other.rules
             && self.virtual_services == other.virtual_services
+            && self.ingress_gateways == other.ingress_gateways
             && self.selecting == other.selecting
             && self.aliases == other.aliases
+            && self.keys == other.keys
     }
 }
 
@@ -149,8 +167,10 @@ impl Index {
             slices: HashMap::new(),
             rules: HashMap::new(),
             virtual_services: Stamped::default(),
+            ingress_gateways: Arc::default(),
             selecting: HashMap::new(),
             aliases: HashMap::new(),
+            keys: keys::FetchedKeys::new(),
             stamps: Arc::default(),
             services_stamp: Stamp::NONE,
             rules_stamp: Stamp::NONE,
@@ -163,6 +183,7 @@ impl Index {
             && self.mesh.stamp() == other.mesh.stamp()
             && self.objects.ptr_eq(&other.objects)
             && self.services.ptr_eq(&other.services)
+            && self.keys.ptr_eq(&other.keys)
     }
 
     /// What is fixed.
@@ -386,19 +407,24 @@ impl Index {
         self.virtual_services.iter().filter(move |v| v.applies_to(gateway) && v.export.visible(namespace))
     }
 
-    /// Istio Gateways that select a workload, oldest first.
-    pub fn gateways_for(&self, labels: &Labels) -> Vec<(&Arc<Object>, &Arc<networking::Gateway>)> {
-        let mut out: Vec<_> = self
+    /// Gateways that select a workload: those of Ingresses, whose age Istio does not know, then Istio's, oldest first.
+    pub fn gateways_for(&self, labels: &Labels) -> Vec<ServedGateway<'_>> {
+        let mut own: Vec<_> = self
             .objects(Kind::IstioGateway)
-            .filter_map(|o| match &o.spec {
-                Spec::IstioGateway(g) if selects(&g.selector, labels) && self.discovered(&o.key.namespace) => {
-                    Some((o, g))
+            .filter(|o| self.discovered(&o.key.namespace))
+            .filter_map(|object| match &object.spec {
+                Spec::IstioGateway(spec) => {
+                    let name = format!("{}/{}", object.key.namespace, object.key.name).into();
+                    Some(ServedGateway { object, name, spec })
                 }
                 _ => None,
             })
             .collect();
-        out.sort_by(|a, b| a.0.age_order().cmp(&b.0.age_order()));
-        out
+        own.sort_by(|a, b| a.object.age_order().cmp(&b.object.age_order()));
+        let of_ingresses = self.ingress_gateways.iter();
+        let of_ingresses =
+            of_ingresses.map(|g| ServedGateway { object: &g.object, name: g.name.clone(), spec: &g.spec });
+        of_ingresses.chain(own).filter(|g| selects(&g.spec.selector, labels)).collect()
     }
 
     /// The Sidecar that holds for a workload: one that selects it, the namespace's default, the root namespace's.
@@ -478,6 +504,9 @@ impl Index {
     pub fn view(&self, mut view: ProxyView) -> ProxyView {
         if let Some(workload) = self.workload_of(&view).cloned() {
             view.labels = workload.labels.clone();
+            if view.is_gateway() {
+                view.registered = Some((workload.source.0.clone(), workload.service_account.clone()));
+            }
             view.node = workload.node.clone();
             if view.locality == mesh_api::model::Locality::default() {
                 view.locality = workload.locality.clone();

@@ -14,7 +14,10 @@ use mesh_api::{
 };
 
 use super::{host, stamp::Stamped, visibility::ExportTo};
-use crate::source::object::{Object, ObjectKey, Spec};
+use crate::{
+    hash::NameMap,
+    source::object::{Object, ObjectKey, Spec},
+};
 
 /// The DestinationRules of one host (and workload selector) of a namespace, merged.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,7 +55,7 @@ pub fn select<'a>(rules: &'a [Stamped<Rule>], namespace: &str, labels: &Labels) 
 /// Rules by host.
 #[derive(Debug, Clone, PartialEq, Default)]
 struct Table {
-    exact: HashMap<Name, Vec<Stamped<Rule>>>,
+    exact: NameMap<Name, Vec<Stamped<Rule>>>,
     /// Most specific first.
     patterns: Vec<(Name, Vec<Stamped<Rule>>)>,
 }

@@ -28,7 +28,8 @@ pub struct VirtualServiceEntry {
 impl PartialEq for VirtualServiceEntry {
     fn eq(&self, other: &Self) -> bool {
         let (a, b) = (&self.object, &other.object);
-        (&a.key, &a.meta, &a.spec) == (&b.key, &b.meta, &b.spec)
+        // Not the object's spec: what an Ingress comes to depends on the ports of Services as well.
+        (&a.key, &a.meta, &self.spec) == (&b.key, &b.meta, &other.spec)
             && (&self.hosts, &self.gateways, &self.export) == (&other.hosts, &other.gateways, &other.export)
     }
 }

@@ -83,6 +83,11 @@ impl Workload {
         }
     }
 
+    /// The workloads that an object puts at addresses.
+    pub fn declared(object: &Object) -> Vec<Self> {
+        declared(object).into_iter().map(|(_, workload)| workload).collect()
+    }
+
     /// `name;namespace;canonical-name;canonical-revision;cluster`, as endpoints tell it.
     pub fn telemetry(&self, cluster: &str) -> Name {
         format!(

@@ -12,20 +12,24 @@ use std::{
 use mesh_api::{labels::Labels, meshconfig::MeshConfig, model::Name};
 
 use super::{
-    ChangeSet, EndpointFacts, Index, MESH_CONFIG, Options, Service, ServiceEndpoints, ServiceEntry, ServiceKey, Stamp,
-    Stamped, VirtualServiceEntry, Workload,
+    ChangeSet, EndpointFacts, Index, Options, Service, ServiceEndpoints, ServiceEntry, ServiceKey, Stamp, Stamped,
+    VirtualServiceEntry, Workload,
     change::Since,
     endpoint::{self, Shard, ShardKey},
+    ingress::{self, Translated},
     rules::{self, NamespaceRules},
     service::declared_keys,
     workload,
 };
-use crate::source::object::{Kind, Object, ObjectChange, ObjectKey, Spec};
+use crate::{
+    source::object::{Kind, Object, ObjectChange, ObjectKey, Spec},
+    validate::{MESH_CONFIG, decode_mesh_config, is_mesh_config},
+};
 
 /// The only one who changes an [`Index`].
 #[derive(Debug, Clone)]
 pub struct IndexWriter {
-    index: Index,
+    pub(super) index: Index,
 }
 
 /// What has to be worked out anew.
@@ -79,7 +83,7 @@ impl IndexWriter {
             self.rebuild_rules(namespace);
         }
         if dirty.virtual_services {
-            self.rebuild_virtual_services();
+            self.rebuild_virtual_services(&mut out);
         }
         if !out.services.is_empty() {
             self.index.services_stamp = Stamp::next();
@@ -171,7 +175,11 @@ impl IndexWriter {
             Spec::DestinationRule(_) => {
                 dirty.rules.insert(key.namespace.clone());
             }
-            Spec::VirtualService(_) => dirty.virtual_services = true,
+            Spec::VirtualService(_) | Spec::Ingress(_) | Spec::IngressClass(_) => dirty.virtual_services = true,
+            // Ingresses name ports.
+            Spec::Service(_) if self.index.objects_in(Kind::Ingress, &key.namespace).next().is_some() => {
+                dirty.virtual_services = true;
+            }
             Spec::Namespace if !self.index.mesh.discovery_selectors.is_empty() => {
                 // Whether the namespace counts at all may hang on its labels.
                 let here = |s: &&ServiceKey| s.namespace == key.name;
@@ -225,11 +233,12 @@ impl IndexWriter {
     fn read_mesh(&mut self, dirty: &mut Dirty, out: &mut ChangeSet) {
         let (namespace, name, entry) = MESH_CONFIG;
         let text = self.index.config_map(namespace, name).and_then(|c| c.data.get(entry));
-        let mesh = match text.map(|t| mesh_api::yaml::from_str::<MeshConfig>(t)) {
+        let mesh = match text.map(|t| decode_mesh_config(t)) {
             None => MeshConfig::default(),
-            Some(Ok(mesh)) => mesh,
-            Some(Err(error)) => {
-                tracing::error!(%error, "ConfigMap {namespace}/{name}: {entry} cannot be read, the last good one stays");
+            Some(Ok(decoded)) => decoded.mesh,
+            // Sources hand on only what validation let pass.
+            Some(Err((field, error))) => {
+                tracing::error!("ConfigMap {namespace}/{name}: {entry}.{field}: {error}; the last good one stays");
                 return;
             }
         };
@@ -440,25 +449,38 @@ impl IndexWriter {
         index.rules.insert(namespace.clone(), new);
     }
 
-    fn rebuild_virtual_services(&mut self) {
+    fn rebuild_virtual_services(&mut self, out: &mut ChangeSet) {
         let index = &mut self.index;
-        let known: HashMap<&ObjectKey, &Arc<VirtualServiceEntry>> =
-            index.virtual_services.iter().map(|v| (&v.object.key, v)).collect();
-        let mut all: Vec<Arc<VirtualServiceEntry>> = index
+        let Translated { gateways, virtual_services: of_ingresses } = ingress::translate(index);
+        let name = |v: &VirtualServiceEntry| (v.object.key.clone(), v.hosts.first().cloned());
+        let known: HashMap<(ObjectKey, Option<Name>), &Arc<VirtualServiceEntry>> =
+            index.virtual_services.iter().map(|v| (name(v), v)).collect();
+        let mut own: Vec<VirtualServiceEntry> = index
             .objects(Kind::VirtualService)
             .filter(|o| index.discovered(&o.key.namespace))
-            .filter_map(|o| {
-                let new = Arc::new(VirtualServiceEntry::new(o, &index.mesh, &index.options.domain)?);
-                Some(known.get(&o.key).filter(|old| ***old == new).map_or(new, |old| (*old).clone()))
-            })
+            .filter_map(|o| VirtualServiceEntry::new(o, &index.mesh, &index.options.domain))
             .collect();
-        all.sort_by(|a, b| a.object.age_order().cmp(&b.object.age_order()));
+        own.sort_by(|a, b| a.object.age_order().cmp(&b.object.age_order()));
+        // Istio does not know how old Ingresses are: theirs count as the oldest.
+        let kept = |new: VirtualServiceEntry| match known.get(&name(&new)) {
+            Some(old) if ***old == new => Arc::clone(old),
+            _ => Arc::new(new),
+        };
+        let all: Vec<_> = of_ingresses.into_iter().chain(own).map(kept).collect();
+        // A Service can change what an Ingress comes to without being another service of the mesh.
+        let of_ingresses = |list: &[Arc<VirtualServiceEntry>]| -> HashMap<_, ObjectKey> {
+            let entries = list.iter().filter(|v| v.object.key.kind == Kind::Ingress);
+            entries.map(|v| (Arc::as_ptr(v), v.object.key.clone())).collect()
+        };
+        let (old, new) = (of_ingresses(&index.virtual_services), of_ingresses(&all));
+        let gone = old.iter().filter(|(entry, _)| !new.contains_key(*entry));
+        let come = new.iter().filter(|(entry, _)| !old.contains_key(*entry));
+        out.objects.extend(gone.chain(come).map(|(_, key)| key.clone()));
         index.virtual_services = Stamped::keep(Some(&index.virtual_services), all);
+        if *index.ingress_gateways != gateways {
+            index.ingress_gateways = Arc::new(gateways);
+        }
     }
-}
-
-fn is_mesh_config(key: &ObjectKey) -> bool {
-    key.kind == Kind::ConfigMap && *key.namespace == *MESH_CONFIG.0 && *key.name == *MESH_CONFIG.1
 }
 
 /// Enters `member` into the set at `slot`, or takes it out.

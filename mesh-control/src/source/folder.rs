@@ -2,24 +2,24 @@
 //!
 //! Synchronous and without a clock; `watch` decides when to look. Keeps the last good version of every object: a
 //! document that turns bad goes on serving what it was, one that was never good is absent, except that a security
-//! object never opens anything (see [`fail_safe`]).
+//! object never opens anything (see [`fail_safe`]). Nothing is removed on the word of one look: a file may be caught
+//! while it is written. What removes something is put off, with what was looked at together with it, until a second
+//! look ([`Folder::confirm`]).
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    fs,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::SystemTime,
 };
 
-use mesh_api::crd::security::{AuthorizationPolicy, MtlsMode, MutualTls, PeerAuthentication, PolicyAction, Rule};
-use mesh_api::names::DEFAULT_DOMAIN;
-use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::manifest::{self, Reading};
-use super::object::{Kind, Object, ObjectChange, ObjectKey, Position, Spec};
-use crate::validate::{Finding, Level, references};
+use super::fail_safe;
+use super::manifest;
+use super::object::{Object, ObjectChange, ObjectKey};
+use crate::validate::{Finding, Level, codes::DUPLICATE, references::References};
 
 /// What the folder looks like now.
 #[derive(Debug)]
@@ -28,11 +28,50 @@ pub struct Folder {
     files: BTreeMap<PathBuf, FileState>,
     /// What is in force.
     served: HashMap<ObjectKey, Arc<Object>>,
+    /// Of these only the strictest form is: they were never good.
+    strictest: HashSet<ObjectKey>,
+    /// In force, though no file that can be read holds them: they may be in a document that cannot be identified.
+    hidden: BTreeSet<ObjectKey>,
+    /// What waits for a second look, as it was then.
+    changed: BTreeMap<PathBuf, Waiting>,
+    /// Folders whose content is not known.
+    unlisted: Vec<Finding>,
+    /// Security objects that were good when this process was not there yet; until the first look.
+    kept: HashMap<ObjectKey, Arc<Object>>,
+    scanned: bool,
+    references: References,
 }
 
-#[derive(Debug, Default)]
+/// What tells one state of a file from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    modified: (i64, i64),
+    size: u64,
+    inode: u64,
+}
+
+/// `None`: there is no such file. All other errors may pass.
+fn stamp(path: &Path) -> io::Result<Option<Stamp>> {
+    match fs::metadata(path) {
+        Ok(m) => Ok(Some(Stamp { modified: (m.mtime(), m.mtime_nsec()), size: m.size(), inode: m.ino() })),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// A file that waits for a second look.
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    /// As it was at the last look; `None`: it was not there.
+    stamp: Option<Stamp>,
+    /// Looks so far.
+    looks: u8,
+}
+
+#[derive(Debug, Clone, Default)]
 struct FileState {
-    stamp: Option<(SystemTime, u64)>,
+    /// `None`: it could not be read, so it is tried again at every scan.
+    stamp: Option<Stamp>,
     hash: u64,
     documents: Vec<DocumentState>,
     /// Findings without an object: the file itself, or a document that does not parse.
@@ -41,28 +80,94 @@ struct FileState {
     unidentified: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct DocumentState {
     key: ObjectKey,
-    /// `None`: refused and never good.
+    /// `None`: refused.
     object: Option<Arc<Object>>,
+    /// What guards in its place when it was never good.
+    strictest: Option<Arc<Object>>,
     findings: Vec<Finding>,
+    /// What came of it when it was refused.
+    fate: Fate,
+}
+
+/// What is in force where a document is refused.
+#[derive(Debug, Clone, Default)]
+enum Fate {
+    #[default]
+    Absent,
+    Strictest,
+    LastGood,
+    /// What another file says.
+    Other(PathBuf),
+}
+
+impl Fate {
+    fn words(&self) -> String {
+        match self {
+            Self::Absent => " (the object is not in force)".to_owned(),
+            Self::Strictest => " (until this is mended it is enforced in its strictest form)".to_owned(),
+            Self::LastGood => " (the last good version stays in force)".to_owned(),
+            Self::Other(path) => format!(" (the object of {} is in force)", path.display()),
+        }
+    }
+}
+
+impl DocumentState {
+    fn findings(&self) -> Vec<Finding> {
+        let mut findings = self.findings.clone();
+        if self.object.is_none()
+            && let Some(first) = findings.iter_mut().find(|f| f.level == Level::Error)
+        {
+            first.message.push_str(&self.fate.words());
+        }
+        findings
+    }
+}
+
+/// A document that declares an object, by place.
+#[derive(Debug)]
+struct Holder {
+    path: PathBuf,
+    document: usize,
+    object: Option<Arc<Object>>,
+    strictest: Option<Arc<Object>>,
+}
+
+/// A file that is never the same at two looks is believed at this one.
+const MOST_LOOKS: u8 = 10;
+
+/// What is to be in force of a key.
+enum Verdict {
+    Serve(Arc<Object>),
+    Strictest(Arc<Object>),
+    Keep,
+    Remove,
 }
 
 impl Folder {
-    /// A folder that has not been looked at yet.
+    /// A folder that has not been looked at yet. `domain` completes short names; `kept` are the security objects that
+    /// were last good.
     ///
     /// # Errors
     /// When it is not a readable folder.
-    pub fn open(root: &Path) -> Result<Self, Finding> {
-        let fail = |message: String| {
-            let mut finding = Finding::error("", message);
-            finding.file = Some(root.to_owned());
-            finding
-        };
+    pub fn open(root: &Path, domain: &str, kept: Vec<Arc<Object>>) -> Result<Self, Finding> {
+        let fail = |message: String| manifest::file_error(root, message);
         let root = root.canonicalize().map_err(|e| fail(format!("cannot be opened: {e}")))?;
         fs::read_dir(&root).map_err(|e| fail(format!("is not a readable folder: {e}")))?;
-        Ok(Self { root, files: BTreeMap::new(), served: HashMap::new() })
+        Ok(Self {
+            root,
+            files: BTreeMap::new(),
+            served: HashMap::new(),
+            strictest: HashSet::new(),
+            hidden: BTreeSet::new(),
+            changed: BTreeMap::new(),
+            unlisted: vec![],
+            kept: kept.into_iter().map(|o| (o.key.clone(), o)).collect(),
+            scanned: false,
+            references: References::new(domain),
+        })
     }
 
     /// The folder, canonical.
@@ -70,13 +175,33 @@ impl Folder {
         &self.root
     }
 
-    /// Looks at everything; rereads files whose time or size changed.
+    /// Looks at everything. The first time files are read at once; later one that changed without anybody telling
+    /// may be in the middle of a change, and is read by [`Self::confirm`].
     pub fn scan(&mut self) -> Vec<ObjectChange> {
-        let mut found = BTreeSet::new();
-        manifests_below(&self.root, &mut found);
-        let gone: Vec<PathBuf> = self.files.keys().filter(|p| !found.contains(*p)).cloned().collect();
-        let paths: Vec<PathBuf> = gone.into_iter().chain(found).collect();
-        self.look(paths, false)
+        let mut listing = Listing::default();
+        listing.walk(&self.root, 0);
+        let unlisted = |path: &Path| listing.failed.keys().any(|folder| path.starts_with(folder));
+        let gone = self.files.keys().filter(|p| !listing.found.contains(*p) && !unlisted(p));
+        let mut now: Vec<PathBuf> = gone.cloned().collect();
+        self.unlisted = listing
+            .failed
+            .iter()
+            .map(|(folder, e)| manifest::file_error(folder, format!("cannot be listed: {e}")))
+            .collect();
+        if self.scanned {
+            for path in listing.found {
+                match (stamp(&path), self.files.get(&path).and_then(|f| f.stamp)) {
+                    (Ok(Some(found)), Some(known)) if found == known => {}
+                    (Ok(Some(found)), _) => self.put_off(path, Some(found)),
+                    _ => now.push(path),
+                }
+            }
+        } else {
+            now.extend(listing.found);
+        }
+        let changes = self.look(now, false, false);
+        self.scanned = true;
+        changes
     }
 
     /// Looks at these paths: files, or folders with all below them.
@@ -86,41 +211,94 @@ impl Folder {
             if path.is_dir() {
                 manifests_below(&path, &mut all);
             }
-            let below: Vec<PathBuf> = self.files.keys().filter(|p| p.starts_with(&path)).cloned().collect();
-            all.extend(below);
+            // Paths are ordered by components: what is below a folder follows it.
+            let from = self.files.range(path.clone()..).map(|(p, _)| p);
+            all.extend(from.take_while(|p| p.starts_with(&path)).cloned());
             if manifest::is_manifest(&path) {
                 all.insert(path);
             }
         }
-        self.look(all, true)
+        self.look(all, true, false)
+    }
+
+    /// Whether [`Self::confirm`] has something to do.
+    pub fn unsettled(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// The second look, a little later: reads what waits, where the file is still as it was then. One that changes all
+    /// the time is read at last all the same.
+    pub fn confirm(&mut self) -> Vec<ObjectChange> {
+        let mut paths = Vec::new();
+        for (path, then) in std::mem::take(&mut self.changed) {
+            match stamp(&path) {
+                Ok(now) if now != then.stamp && then.looks < MOST_LOOKS => {
+                    self.changed.insert(path, Waiting { stamp: now, looks: then.looks + 1 });
+                }
+                _ => paths.push(path),
+            }
+        }
+        // What was put off may look as it did before: rewritten within a tick of the clock.
+        self.look(paths, true, true)
+    }
+
+    fn put_off(&mut self, path: PathBuf, stamp: Option<Stamp>) {
+        let looks = self.changed.get(&path).map_or(0, |w| w.looks);
+        self.changed.insert(path, Waiting { stamp, looks: looks.saturating_add(1) });
     }
 
     /// Every finding, file by file.
     pub fn findings(&self) -> Vec<Finding> {
         let of_file = |f: &FileState| {
-            let documents = f.documents.iter().flat_map(|d| d.findings.iter().cloned());
+            let documents = f.documents.iter().flat_map(DocumentState::findings);
             f.findings.iter().cloned().chain(documents).collect::<Vec<_>>()
         };
-        self.files.values().flat_map(of_file).collect()
+        let hidden = self.hidden.iter().map(|key| {
+            let message = "stands in no file that can be read; it stays in force until every file can be";
+            let mut finding = Finding::warning("", message).on(key);
+            finding.file = self.file_of(key).cloned();
+            finding
+        });
+        self.unlisted.iter().cloned().chain(self.files.values().flat_map(of_file)).chain(hidden).collect()
+    }
+
+    /// Security objects in force that were good once, for [`Self::open`] of the next process.
+    pub fn good_security(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.served.values().filter(|o| o.key.kind.is_security() && !self.strictest.contains(&o.key))
+    }
+
+    fn file_of(&self, key: &ObjectKey) -> Option<&PathBuf> {
+        self.served.get(key)?.position.as_ref().map(|p| &p.file)
     }
 
     /// References of objects in force to what is not there.
     pub fn references(&self) -> Vec<Finding> {
-        let objects: Vec<&Object> = self.objects().map(Arc::as_ref).collect();
-        let mut findings = references::check(&objects, DEFAULT_DOMAIN);
+        self.references.findings()
+    }
+
+    /// Checks references of what changed, and of those who refer to it, and finds their places.
+    fn check_references(&mut self, changes: &[ObjectChange]) {
+        // What stands in the same file may have moved there.
+        let file = |object: &Arc<Object>| object.position.as_ref().map(|p| p.file.clone());
+        let known = changes.iter().filter_map(|c| self.references.object(c.key())).filter_map(file);
+        let mut files: BTreeSet<PathBuf> = known.collect();
+        let mut keys = self.references.apply(changes.iter().cloned());
+        files.extend(keys.iter().filter_map(|k| self.references.object(k)).filter_map(file));
+        keys.extend(files.iter().flat_map(|f| self.references.dangling_in(f)).cloned());
         let mut text: Option<(PathBuf, String)> = None;
-        for finding in &mut findings {
-            let (Some(file), Some(key)) = (&finding.file, &finding.object) else { continue };
-            if text.as_ref().is_none_or(|(read, _)| read != file) {
-                text = fs::read_to_string(file).ok().map(|t| (file.clone(), t));
-            }
-            let Some((_, text)) = &text else { continue };
-            if let Some((line, column)) = manifest::locate(text, file, key, &finding.field) {
-                finding.line = Some(line);
-                finding.column = Some(column);
+        for key in &keys {
+            for finding in self.references.findings_of(key) {
+                let Some(file) = &finding.file else { continue };
+                if text.as_ref().is_none_or(|(read, _)| read != file) {
+                    text = fs::read_to_string(file).ok().map(|t| (file.clone(), t));
+                }
+                let Some((_, text)) = &text else { continue };
+                if let Some((line, column)) = manifest::locate(text, file, key, &finding.field) {
+                    finding.line = Some(line);
+                    finding.column = Some(column);
+                }
             }
         }
-        findings
     }
 
     /// What is in force.
@@ -128,108 +306,190 @@ impl Folder {
         self.served.values()
     }
 
-    fn look(&mut self, paths: impl IntoIterator<Item = PathBuf>, force: bool) -> Vec<ObjectChange> {
+    fn look(&mut self, paths: impl IntoIterator<Item = PathBuf>, force: bool, second: bool) -> Vec<ObjectChange> {
+        let paths: Vec<PathBuf> = paths.into_iter().collect();
+        let before: Vec<Option<FileState>> = paths.iter().map(|path| self.files.get(path).cloned()).collect();
         let mut touched = BTreeSet::new();
-        for path in paths {
-            self.look_at(&path, force, &mut touched);
+        let mut hides = false;
+        for path in &paths {
+            hides |= self.look_at(path, force, &mut touched);
         }
-        self.settle(touched)
+        let often = paths.iter().any(|path| self.changed.get(path).is_some_and(|w| w.looks >= MOST_LOOKS));
+        if !second && !often && self.scanned && self.removes(&touched) {
+            for (path, before) in paths.into_iter().zip(before) {
+                match before {
+                    Some(state) => self.files.insert(path.clone(), state),
+                    None => self.files.remove(&path),
+                };
+                let now = stamp(&path).ok().flatten();
+                self.put_off(path, now);
+            }
+            return vec![];
+        }
+        for path in &paths {
+            self.changed.remove(path);
+        }
+        self.settle(touched, hides)
     }
 
-    /// Rereads one file; collects the keys that may have changed.
-    fn look_at(&mut self, path: &Path, force: bool, touched: &mut BTreeSet<ObjectKey>) {
-        let Ok(meta) = fs::metadata(path) else {
-            if let Some(old) = self.files.remove(path) {
-                touched.extend(old.documents.into_iter().map(|d| d.key));
-            }
-            return;
+    /// Whether an object in force is in no file any more.
+    fn removes(&self, touched: &BTreeSet<ObjectKey>) -> bool {
+        let gone = |keys: &BTreeSet<ObjectKey>| {
+            self.holders(keys).iter().any(|(key, holders)| holders.is_empty() && self.served.contains_key(key))
         };
-        let stamp = meta.modified().ok().map(|m| (m, meta.len()));
-        let known = self.files.get(path);
-        if !force && known.is_some_and(|k| k.stamp == stamp && stamp.is_some()) {
-            return;
-        }
-        let bytes = fs::read(path).unwrap_or_default();
-        let hash = xxh3_64(&bytes);
-        if let Some(known) = self.files.get_mut(path)
+        gone(touched) || !self.blind() && gone(&self.hidden)
+    }
+
+    /// Whether there may be objects that nobody can see.
+    fn blind(&self) -> bool {
+        !self.unlisted.is_empty() || self.files.values().any(|f| f.unidentified)
+    }
+
+    /// Rereads one file; collects the keys that may have changed. `true`: the file is new and has a document that cannot
+    /// be identified, so what vanishes together with its coming may have moved there.
+    fn look_at(&mut self, path: &Path, force: bool, touched: &mut BTreeSet<ObjectKey>) -> bool {
+        let (stamp, content) = match stamp(path) {
+            Ok(None) => {
+                if let Some(old) = self.files.remove(path) {
+                    touched.extend(old.documents.into_iter().map(|d| d.key));
+                }
+                return false;
+            }
+            Ok(Some(stamp)) => {
+                let known = self.files.get(path).and_then(|f| f.stamp);
+                if !force && known == Some(stamp) {
+                    return false;
+                }
+                (Some(stamp), manifest::read_file(path))
+            }
+            Err(e) => (None, Err(manifest::file_error(path, format!("cannot be read: {e}")))),
+        };
+        let hash = content.as_deref().map_or(0, xxh3_64);
+        if content.is_ok()
+            && let Some(known) = self.files.get_mut(path)
             && known.hash == hash
             && known.stamp.is_some()
         {
             known.stamp = stamp;
-            return;
+            return false;
         }
-        let old = self.files.remove(path).unwrap_or_default();
-        let state = read_state(path, stamp, hash, &old);
-        touched.extend(old.documents.into_iter().map(|d| d.key));
+        let known = self.files.remove(path);
+        let new = known.is_none();
+        let old = known.unwrap_or_default();
+        touched.extend(old.documents.iter().map(|d| d.key.clone()));
+        let stamp = stamp.filter(|_| content.is_ok());
+        let state = read_state(path, content, FileState { stamp, hash, ..FileState::default() }, old);
         touched.extend(state.documents.iter().map(|d| d.key.clone()));
+        let hides = new && state.unidentified;
         self.files.insert(path.to_owned(), state);
+        hides
     }
 
-    /// Decides for each key which file serves it; the first path wins.
-    fn settle(&mut self, touched: BTreeSet<ObjectKey>) -> Vec<ObjectChange> {
+    /// Decides for each key what serves it: the first path that holds a good object; when all are refused what was
+    /// served; and only then the strictest form.
+    fn settle(&mut self, mut touched: BTreeSet<ObjectKey>, hides: bool) -> Vec<ObjectChange> {
+        let kept = std::mem::take(&mut self.kept);
+        let hidden = std::mem::take(&mut self.hidden);
+        touched.extend(hidden.iter().chain(kept.keys()).cloned());
+        let blind = self.blind();
         let mut changes = Vec::new();
-        let mut holders: HashMap<&ObjectKey, Vec<(&PathBuf, Option<&Arc<Object>>)>> = HashMap::new();
-        for (path, state) in &self.files {
-            for document in state.documents.iter().filter(|d| touched.contains(&d.key)) {
-                holders.entry(&document.key).or_default().push((path, document.object.as_ref()));
-            }
-        }
-        let mut duplicates: Vec<(ObjectKey, PathBuf, PathBuf)> = Vec::new();
-        for key in &touched {
-            let holders = holders.get(key).map_or(&[][..], Vec::as_slice);
-            if let Some((first, rest)) = holders.split_first() {
-                duplicates.extend(rest.iter().map(|(p, _)| (key.clone(), first.0.clone(), (*p).clone())));
-            }
-            let winner = holders.first().and_then(|(_, object)| *object);
-            let before = self.served.get(key);
-            match (before, winner) {
-                (Some(old), Some(new)) if old.meta == new.meta && old.spec == new.spec => {}
-                (_, Some(new)) => changes.push(ObjectChange::Upsert(new.clone())),
-                (Some(_), None) => changes.push(ObjectChange::Remove(key.clone())),
-                (None, None) => {}
-            }
-        }
-        for change in &changes {
-            match change {
-                ObjectChange::Upsert(object) => self.served.insert(object.key.clone(), object.clone()),
-                ObjectChange::Remove(key) => self.served.remove(key),
+        for (key, holders) in self.holders(&touched) {
+            let winner = holders.iter().find(|h| h.object.is_some());
+            let good = self.served.contains_key(&key) && !self.strictest.contains(&key);
+            let verdict = match (winner.and_then(|w| w.object.clone()), kept.get(&key)) {
+                (Some(object), _) => Verdict::Serve(object),
+                (None, Some(object)) if !holders.is_empty() || blind => {
+                    if holders.is_empty() {
+                        self.hidden.insert(key.clone());
+                    }
+                    Verdict::Serve(object.clone())
+                }
+                (None, Some(_)) => Verdict::Remove,
+                (None, None) if holders.is_empty() => {
+                    let stays = blind && (hides || key.kind.is_security() || hidden.contains(&key));
+                    if stays && self.served.contains_key(&key) {
+                        self.hidden.insert(key.clone());
+                        Verdict::Keep
+                    } else {
+                        Verdict::Remove
+                    }
+                }
+                (None, None) if good => Verdict::Keep,
+                (None, None) => match holders.iter().find_map(|h| h.strictest.clone()) {
+                    Some(object) => Verdict::Strictest(object),
+                    None => Verdict::Remove,
+                },
             };
+            self.note(&key, &holders, winner, &verdict);
+            changes.extend(self.enforce(key, verdict));
         }
-        self.note_duplicates(&touched, &duplicates);
+        self.check_references(&changes);
         changes
     }
 
-    fn note_duplicates(&mut self, touched: &BTreeSet<ObjectKey>, duplicates: &[(ObjectKey, PathBuf, PathBuf)]) {
-        let stale = |f: &Finding| f.code == Some(DUPLICATE) && f.object.as_ref().is_some_and(|o| touched.contains(o));
-        for state in self.files.values_mut() {
-            for document in &mut state.documents {
-                document.findings.retain(|f| !stale(f));
+    /// Who holds each of these keys, in the order of paths.
+    fn holders(&self, touched: &BTreeSet<ObjectKey>) -> BTreeMap<ObjectKey, Vec<Holder>> {
+        let mut holders: BTreeMap<ObjectKey, Vec<Holder>> = touched.iter().map(|k| (k.clone(), vec![])).collect();
+        for (path, state) in &self.files {
+            for (document, d) in state.documents.iter().enumerate() {
+                let Some(all) = holders.get_mut(&d.key) else { continue };
+                let (object, strictest) = (d.object.clone(), d.strictest.clone());
+                all.push(Holder { path: path.clone(), document, object, strictest });
             }
         }
-        for (key, first, second) in duplicates {
-            let Some(state) = self.files.get_mut(second) else { continue };
-            let mut seen_in_first = first != second;
-            for document in state.documents.iter_mut().filter(|d| d.key == *key) {
-                if !std::mem::replace(&mut seen_in_first, true) {
-                    continue;
-                }
-                let message = format!("is declared twice: {} is in force, this one is not", first.display());
-                let mut finding = Finding::error("metadata.name", message).code(DUPLICATE).on(key);
-                finding.file = Some(second.clone());
-                finding.line = document.object.as_ref().and_then(|o| o.position.as_ref()).map(|p| p.line);
-                document.findings.push(finding);
+        holders
+    }
+
+    fn enforce(&mut self, key: ObjectKey, verdict: Verdict) -> Option<ObjectChange> {
+        let new = match verdict {
+            Verdict::Keep => return None,
+            Verdict::Remove => {
+                self.strictest.remove(&key);
+                return self.served.remove(&key).map(|_| ObjectChange::Remove(key));
             }
+            Verdict::Serve(object) => {
+                self.strictest.remove(&key);
+                object
+            }
+            Verdict::Strictest(object) => {
+                self.strictest.insert(key.clone());
+                object
+            }
+        };
+        // Its place may be another one all the same.
+        let old = self.served.insert(key, new.clone());
+        let same = old.is_some_and(|old| old.meta == new.meta && old.spec == new.spec);
+        (!same).then_some(ObjectChange::Upsert(new))
+    }
+
+    /// Says at every document of a key what is in force in its place.
+    fn note(&mut self, key: &ObjectKey, holders: &[Holder], winner: Option<&Holder>, verdict: &Verdict) {
+        for holder in holders {
+            let Some(state) = self.files.get_mut(&holder.path) else { continue };
+            let Some(document) = state.documents.get_mut(holder.document) else { continue };
+            document.findings.retain(|f| f.code != Some(DUPLICATE));
+            document.fate = match (winner, verdict) {
+                (Some(winner), _) => Fate::Other(winner.path.clone()),
+                (None, Verdict::Serve(_) | Verdict::Keep) => Fate::LastGood,
+                (None, Verdict::Strictest(_)) => Fate::Strictest,
+                (None, Verdict::Remove) => Fate::Absent,
+            };
+            let Some((winner, object)) = winner.zip(document.object.as_ref()) else { continue };
+            if (&winner.path, winner.document) == (&holder.path, holder.document) {
+                continue;
+            }
+            let message = format!("is declared twice: {} is in force, this one is not", winner.path.display());
+            let mut finding = Finding::error("metadata.name", message).code(DUPLICATE).on(key);
+            finding.file = Some(holder.path.clone());
+            finding.line = object.position.as_ref().map(|p| p.line);
+            document.findings.push(finding);
         }
     }
 }
 
-/// Code of findings about one object in two places.
-pub const DUPLICATE: &str = "MESH0001";
-
-/// Reads a file and keeps what was good of its former content where the new one is not.
-fn read_state(path: &Path, stamp: Option<(SystemTime, u64)>, hash: u64, old: &FileState) -> FileState {
-    let mut state = FileState { stamp, hash, ..FileState::default() };
-    let readings = match manifest::read_file(path) {
+/// Reads a file's content; what cannot be identified in it may be any object of its former content.
+fn read_state(path: &Path, content: Result<Vec<u8>, Finding>, mut state: FileState, old: FileState) -> FileState {
+    let readings = match content.and_then(|bytes| manifest::read_bytes(path, &bytes)) {
         Ok(readings) => readings,
         Err(finding) => {
             state.findings.push(finding);
@@ -237,101 +497,87 @@ fn read_state(path: &Path, stamp: Option<(SystemTime, u64)>, hash: u64, old: &Fi
             vec![]
         }
     };
-    let good_before = |key: &ObjectKey| old.documents.iter().find(|d| d.key == *key).and_then(|d| d.object.clone());
     for reading in readings {
-        match reading.key.clone() {
-            Some(key) => {
-                let refused = reading.refused();
-                let (object, mut findings) = match reading.object {
-                    Some(object) => (Some(Arc::new(object)), reading.findings),
-                    None if refused => {
-                        let last_good = good_before(&key).or_else(|| fail_safe(path, &key, &reading));
-                        (last_good, reading.findings)
-                    }
-                    None => (None, reading.findings),
-                };
-                if refused && let Some(first) = findings.iter_mut().find(|f| f.level == Level::Error) {
-                    first.message.push_str(match (&object, good_before(&key)) {
-                        (_, Some(_)) => " (the last good version stays in force)",
-                        (Some(_), None) => " (until this is mended it is enforced in its strictest form)",
-                        (None, None) => " (the object is not in force)",
-                    });
-                }
-                state.documents.push(DocumentState { key, object, findings });
-            }
-            None => {
-                state.unidentified |= reading.findings.iter().any(|f| f.level == Level::Error);
-                state.findings.extend(reading.findings);
-            }
-        }
+        let refused = reading.refused();
+        let Some(key) = reading.key else {
+            state.unidentified |= refused;
+            state.findings.extend(reading.findings);
+            continue;
+        };
+        // Text that does not parse was recognised by its words; other objects may be in what is cut off.
+        state.unidentified |= refused && reading.raw.is_null();
+        let strictest = if refused {
+            let line = reading.findings.iter().find_map(|f| f.line).unwrap_or(1);
+            fail_safe::strictest(path, line, &key, &reading.raw)
+        } else {
+            None
+        };
+        let object = reading.object.map(Arc::new);
+        let (findings, fate) = (reading.findings, Fate::default());
+        state.documents.push(DocumentState { key, object, strictest, findings, fate });
     }
     if state.unidentified {
-        for document in &old.documents {
-            if document.object.is_some() && !state.documents.iter().any(|d| d.key == document.key) {
-                state.documents.push(DocumentState {
-                    key: document.key.clone(),
-                    object: document.object.clone(),
-                    findings: vec![],
-                });
+        for mut document in old.documents {
+            if !state.documents.iter().any(|d| d.key == document.key) {
+                document.findings.clear();
+                state.documents.push(document);
             }
         }
     }
     state
 }
 
-/// The strictest form of a security object that cannot be read and has no good predecessor: a PeerAuthentication
-/// counts as STRICT, an AuthorizationPolicy lets nothing through. Its selector is honoured when that can be read.
-fn fail_safe(path: &Path, key: &ObjectKey, reading: &Reading) -> Option<Arc<Object>> {
-    let selector = reading.raw.pointer("/spec/selector").cloned();
-    let selector = selector.and_then(|s| serde_json::from_value(s).ok());
-    let spec = match key.kind {
-        Kind::PeerAuthentication => Spec::PeerAuthentication(Arc::new(PeerAuthentication {
-            selector,
-            mtls: Some(MutualTls { mode: MtlsMode::Strict }),
-            ..PeerAuthentication::default()
-        })),
-        Kind::AuthorizationPolicy => {
-            let action = reading.raw.pointer("/spec/action").and_then(Value::as_str);
-            // An ALLOW policy that matches nothing refuses what no other policy allows; anything else may have
-            // been meant to deny, so it denies everything.
-            let (action, rules) = match action {
-                None | Some("ALLOW") => (PolicyAction::Allow, None),
-                Some("AUDIT") => return None,
-                Some(_) => (PolicyAction::Deny, Some(vec![Rule::default()])),
-            };
-            Spec::AuthorizationPolicy(Arc::new(AuthorizationPolicy {
-                selector,
-                action,
-                rules,
-                ..AuthorizationPolicy::default()
-            }))
-        }
-        _ => return None,
-    };
-    let position = Some(Position { file: path.to_owned(), line: 1 });
-    Some(Arc::new(Object { key: key.clone(), meta: super::object::Meta::default(), spec, position }))
-}
-
 /// All manifests below a folder, symlinks followed, dot files and dot folders left out.
 pub fn manifests_below(folder: &Path, found: &mut BTreeSet<PathBuf>) {
-    walk(folder, found, 0);
+    let mut listing = Listing::default();
+    listing.walk(folder, 0);
+    found.append(&mut listing.found);
 }
 
-fn walk(folder: &Path, found: &mut BTreeSet<PathBuf>, depth: u32) {
-    /// Ends symlink loops.
-    const MAX_DEPTH: u32 = 32;
-    let Ok(entries) = fs::read_dir(folder) else { return };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if entry.file_name().to_string_lossy().starts_with('.') {
-            continue;
-        }
-        match fs::metadata(&path) {
-            Ok(meta) if meta.is_dir() && depth < MAX_DEPTH => walk(&path, found, depth + 1),
-            Ok(meta) if meta.is_file() && manifest::is_manifest(&path) => {
-                found.insert(path);
+/// What is below a folder.
+#[derive(Debug, Default)]
+struct Listing {
+    found: BTreeSet<PathBuf>,
+    /// What could not be looked at.
+    failed: BTreeMap<PathBuf, io::Error>,
+}
+
+impl Listing {
+    fn walk(&mut self, folder: &Path, depth: u32) {
+        /// Ends symlink loops.
+        const MAX_DEPTH: u32 = 32;
+        let entries = match fs::read_dir(folder) {
+            Ok(entries) => entries,
+            // It was removed while it was walked. Without the folder itself nothing is known.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && depth > 0 => return,
+            Err(e) => {
+                self.failed.insert(folder.to_owned(), e);
+                return;
             }
-            _ => {}
+        };
+        for entry in entries {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(e) => {
+                    self.failed.insert(folder.to_owned(), e);
+                    return;
+                }
+            };
+            let path = entry.path();
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                continue;
+            }
+            match fs::metadata(&path) {
+                Ok(meta) if meta.is_dir() && depth < MAX_DEPTH => self.walk(&path, depth + 1),
+                Ok(meta) if meta.is_file() && manifest::is_manifest(&path) => {
+                    self.found.insert(path);
+                }
+                // It is there, and says by itself why it cannot be read.
+                Err(e) if e.kind() != io::ErrorKind::NotFound && manifest::is_manifest(&path) => {
+                    self.found.insert(path);
+                }
+                _ => {}
+            }
         }
     }
 }
@@ -353,108 +599,4 @@ pub(super) fn folders(root: &Path) -> Vec<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn write(dir: &Path, name: &str, text: &str) {
-        fs::write(dir.join(name), text).unwrap();
-    }
-
-    fn host(hosts: &str) -> String {
-        format!(
-            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: a}}\nspec: {{host: {hosts}}}\n"
-        )
-    }
-
-    fn names(changes: &[ObjectChange]) -> Vec<String> {
-        changes
-            .iter()
-            .map(|c| match c {
-                ObjectChange::Upsert(o) => format!("+{}", o.key.name),
-                ObjectChange::Remove(k) => format!("-{}", k.name),
-            })
-            .collect()
-    }
-
-    #[test]
-    fn reports_only_what_changed() {
-        let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), "a.yaml", &host("one"));
-        write(dir.path(), "notes.txt", "kind: [");
-        write(dir.path(), ".hidden.yaml", "kind: [");
-        let mut folder = Folder::open(dir.path()).unwrap();
-        assert_eq!(names(&folder.scan()), ["+a"]);
-        assert_eq!(names(&folder.scan()), [""; 0]);
-        let path = folder.root().join("a.yaml");
-        write(dir.path(), "a.yaml", &format!("# comment\n{}", host("one")));
-        assert_eq!(names(&folder.reread([path.clone()])), [""; 0], "a comment is no change");
-        write(dir.path(), "a.yaml", &host("two"));
-        assert_eq!(names(&folder.reread([path.clone()])), ["+a"]);
-        fs::remove_file(&path).unwrap();
-        assert_eq!(names(&folder.reread([path])), ["-a"]);
-    }
-
-    #[test]
-    fn the_last_good_version_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), "a.yaml", &host("one"));
-        let mut folder = Folder::open(dir.path()).unwrap();
-        folder.scan();
-        let path = folder.root().join("a.yaml");
-        write(dir.path(), "a.yaml", "kind: [");
-        assert_eq!(names(&folder.reread([path.clone()])), [""; 0]);
-        assert_eq!(folder.objects().count(), 1);
-        assert_eq!(folder.findings().len(), 1);
-        write(dir.path(), "a.yaml", &host("[1]"));
-        assert_eq!(names(&folder.reread([path.clone()])), [""; 0]);
-        assert!(folder.findings()[0].message.contains("last good"), "{:?}", folder.findings());
-        write(dir.path(), "a.yaml", &host("three"));
-        assert_eq!(names(&folder.reread([path])), ["+a"]);
-        assert!(folder.findings().is_empty());
-    }
-
-    #[test]
-    fn the_first_of_two_declarations_wins() {
-        let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), "b.yaml", &host("second"));
-        let mut folder = Folder::open(dir.path()).unwrap();
-        folder.scan();
-        write(dir.path(), "a.yaml", &host("first"));
-        assert_eq!(names(&folder.scan()), ["+a"]);
-        let findings = folder.findings();
-        assert_eq!(findings.len(), 1);
-        assert!(findings[0].file.as_ref().unwrap().ends_with("b.yaml"));
-        assert!(findings[0].message.contains("a.yaml"));
-        fs::remove_file(dir.path().join("a.yaml")).unwrap();
-        assert_eq!(names(&folder.scan()), ["+a"]);
-        assert!(folder.findings().is_empty());
-    }
-
-    #[test]
-    fn a_security_object_that_was_never_good_never_opens() {
-        let dir = tempfile::tempdir().unwrap();
-        let head = "apiVersion: security.istio.io/v1\nmetadata: {name: a, namespace: shop}\n";
-        write(dir.path(), "p.yaml", &format!("{head}kind: PeerAuthentication\nspec: {{mtls: {{mode: MAYBE}}}}\n"));
-        write(
-            dir.path(),
-            "q.yaml",
-            &format!(
-                "{head}kind: AuthorizationPolicy\nspec: {{action: DENY, selector: {{matchLabels: {{app: x}}}}, rules: 5}}\n"
-            ),
-        );
-        let mut folder = Folder::open(dir.path()).unwrap();
-        folder.scan();
-        for object in folder.objects() {
-            match &object.spec {
-                Spec::PeerAuthentication(p) => assert_eq!(p.mtls.as_ref().unwrap().mode, MtlsMode::Strict),
-                Spec::AuthorizationPolicy(p) => {
-                    assert_eq!(p.action, PolicyAction::Deny);
-                    assert_eq!(p.rules.as_ref().unwrap().len(), 1);
-                    assert_eq!(p.selector.as_ref().unwrap().match_labels["app"], "x");
-                }
-                other => panic!("{other:?}"),
-            }
-        }
-        assert_eq!(folder.objects().count(), 2);
-    }
-}
+mod tests;

@@ -17,9 +17,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::core;
+use super::ingress::{CLASS_ANNOTATION, DEFAULT_CLASS_ANNOTATION};
 use super::object::{Kind, Meta, Object, ObjectKey, Position, Spec};
 use super::position::Locator;
-use crate::validate::{self, Finding, Level};
+use crate::validate::{self, Finding, Level, codes};
 
 /// What a document turned out to be.
 #[derive(Debug)]
@@ -79,13 +80,17 @@ fn read_document(path: &Path, document: &Document<'_>, out: &mut Vec<Reading>) {
     let value: Value = match mesh_api::yaml::from_str(document.text) {
         Ok(value) => value,
         Err(error) => {
-            let mut finding = Finding::error("", format!("does not parse: {}", first_line(&error.to_string())));
+            let message = format!("does not parse: {}", first_line(&error.to_string()));
+            let mut finding = Finding::error("", message).code(codes::UNPARSABLE);
             finding.file = Some(path.to_owned());
             if let Some(at) = error.location() {
                 finding.line = Some(document.lines_before + clamp(at.line()));
                 finding.column = Some(clamp(at.column()));
             }
-            out.push(Reading { key: None, object: None, findings: vec![finding], raw: Value::Null });
+            // Whether the settings of the mesh are there must be known: without them everything is open.
+            let key = validate::resembles_mesh_config(document.text).then(mesh_config_key);
+            finding.object.clone_from(&key);
+            out.push(Reading { key, object: None, findings: vec![finding], raw: Value::Null });
             return;
         }
     };
@@ -101,6 +106,11 @@ fn read_document(path: &Path, document: &Document<'_>, out: &mut Vec<Reading>) {
     } else {
         out.push(read_value(path, value, &locator, ""));
     }
+}
+
+fn mesh_config_key() -> ObjectKey {
+    let (namespace, name, _) = validate::MESH_CONFIG;
+    ObjectKey::new(Kind::ConfigMap, namespace, name)
 }
 
 fn first_line(text: &str) -> &str {
@@ -130,10 +140,14 @@ fn read_value(path: &Path, mut value: Value, locator: &Locator<'_>, prefix: &str
             (Some(key), (object, findings))
         }
         Ok(None) => (None, (None, vec![])),
-        Err(finding) => (None, (None, vec![finding])),
+        Err((key, finding)) => (key, (None, vec![finding])),
     };
     let (object, mut findings) = result;
+    if let Some(object) = &object {
+        findings.retain(|f| !validate::suppressed(&object.meta.annotations, f.code));
+    }
     for finding in &mut findings {
+        finding.code_by_level();
         finding.object = key.clone();
         finding.file = Some(path.to_owned());
         if let Some((line, column)) = locator.find(&format!("{prefix}{}", finding.field)) {
@@ -145,7 +159,7 @@ fn read_value(path: &Path, mut value: Value, locator: &Locator<'_>, prefix: &str
 }
 
 /// A null is an absent field, as in the API server.
-fn strip_nulls(value: &mut Value) {
+pub(crate) fn strip_nulls(value: &mut Value) {
     match value {
         Value::Object(map) => {
             map.retain(|_, v| !v.is_null());
@@ -167,43 +181,67 @@ struct Metadata {
     creation_timestamp: Option<jiff::Timestamp>,
 }
 
-/// Kind, key and metadata. `None`: not for us.
-fn header(value: &Value) -> Result<Option<(Kind, ObjectKey, Meta)>, Finding> {
+/// Name and namespace as far as they can be told, also of an object that is refused.
+fn key_of(kind: Kind, value: &Value) -> Option<ObjectKey> {
+    let metadata = value.get("metadata")?;
+    let text = |field: &str| match metadata.get(field) {
+        None => Some(String::new()),
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(given @ (Value::Number(_) | Value::Bool(_))) => Some(given.to_string()),
+        Some(_) => None,
+    };
+    let name = text("name").filter(|name| !name.is_empty())?;
+    let namespace = if kind.cluster_scoped() { String::new() } else { text("namespace")? };
+    let namespace = if namespace.is_empty() && !kind.cluster_scoped() { "default" } else { &namespace };
+    Some(ObjectKey::new(kind, namespace, &name))
+}
+
+/// Kind, key and metadata. `None`: not for us. An error comes with the key, as far as that can be told.
+fn header(value: &Value) -> Result<Option<(Kind, ObjectKey, Meta)>, (Option<ObjectKey>, Finding)> {
     let text = |field: &str| value.get(field).and_then(Value::as_str);
-    let Some(api_version) = text("apiVersion") else {
-        return Err(Finding::error("apiVersion", "is missing: every document is one Kubernetes object"));
+    let missing = |field: &str| {
+        let finding = Finding::error(field, "is missing: every document is one Kubernetes object");
+        (None, finding.code(codes::UNPARSABLE))
     };
-    let Some(kind_name) = text("kind") else {
-        return Err(Finding::error("kind", "is missing: every document is one Kubernetes object"));
-    };
+    let api_version = text("apiVersion").ok_or_else(|| missing("apiVersion"))?;
+    let kind_name = text("kind").ok_or_else(|| missing("kind"))?;
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
     let Some(kind) = Kind::find(group, kind_name) else {
-        let message = format!("kind {kind_name} of {api_version} is not read by this mesh and has no effect");
-        return Err(Finding::warning("kind", message));
+        let lost = what_is_lost(group, kind_name);
+        let message = format!("kind {kind_name} of {api_version} is not read by this mesh and has no effect{lost}");
+        return Err((None, Finding::warning("kind", message).code(codes::NOT_READ)));
     };
+    let key = key_of(kind, value);
     if !kind.versions().contains(&version) {
         let served = kind.versions().join(", ");
-        return Err(Finding::error("apiVersion", format!("version {version} of {kind} is not served, use {served}")));
+        let message = format!("version {version} of {kind} is not served, use {served}");
+        return Err((key, Finding::error("apiVersion", message)));
     }
     let metadata = value.get("metadata").cloned().unwrap_or_default();
     let metadata: Metadata = serde_path_to_error::deserialize(&metadata)
-        .map_err(|e| Finding::error(format!("metadata.{}", e.path()), e.inner().to_string()))?;
-    if metadata.name.is_empty() {
-        return Err(Finding::error("metadata.name", "is missing"));
-    }
-    let namespace = match (kind.cluster_scoped(), metadata.namespace.as_str()) {
-        (true, _) => "",
-        (false, "") => "default",
-        (false, given) => given,
-    };
-    let key = ObjectKey::new(kind, namespace, &metadata.name);
+        .map_err(|e| (key.clone(), Finding::error(format!("metadata.{}", e.path()), e.inner().to_string())))?;
+    let key = key.ok_or_else(|| (None, Finding::error("metadata.name", "is missing").code(codes::UNPARSABLE)))?;
     let annotations = metadata.annotations.into_iter().filter(|(k, _)| meaningful_annotation(k)).collect();
     Ok(Some((kind, key, Meta { labels: metadata.labels, annotations, creation: metadata.creation_timestamp })))
 }
 
+/// What somebody may count on in vain who writes an object of a kind of Istio's that is not read.
+fn what_is_lost(group: &str, kind: &str) -> &'static str {
+    match (group, kind) {
+        ("extensions.istio.io", "WasmPlugin" | "TrafficExtension") => {
+            ": no extension runs; requests pass without it, also where it is to authenticate, authorize or fail closed"
+        }
+        ("networking.istio.io", "EnvoyFilter") => {
+            ": nothing is patched; limits and checks that it is to add are not there"
+        }
+        _ => "",
+    }
+}
+
 /// Annotations of other tools must not look like a change.
 fn meaningful_annotation(key: &str) -> bool {
-    key.split_once('/').is_some_and(|(domain, _)| domain.ends_with("istio.io"))
+    matches!(key, CLASS_ANNOTATION | DEFAULT_CLASS_ANNOTATION)
+        || key.split_once('/').is_some_and(|(domain, _)| domain.ends_with("istio.io"))
 }
 
 /// The typed content, or errors in `findings`.
@@ -216,7 +254,8 @@ fn decode(kind: Kind, value: &Value, findings: &mut Vec<Finding>) -> Option<Spec
         Kind::Pod => Spec::Pod(Arc::new(pod(value))),
         Kind::Secret => Spec::Secret(Arc::new(reader.secret()?)),
         Kind::ConfigMap => Spec::ConfigMap(reader.whole()?),
-        Kind::Ingress => Spec::Ingress(Arc::new(value.get("spec").cloned().unwrap_or_default())),
+        Kind::Ingress => Spec::Ingress(reader.spec()?),
+        Kind::IngressClass => Spec::IngressClass(reader.spec().map(Arc::unwrap_or_clone)?),
         Kind::VirtualService => Spec::VirtualService(reader.spec()?),
         Kind::DestinationRule => Spec::DestinationRule(reader.spec()?),
         Kind::IstioGateway => Spec::IstioGateway(reader.spec()?),
@@ -234,6 +273,10 @@ fn decode(kind: Kind, value: &Value, findings: &mut Vec<Finding>) -> Option<Spec
         Kind::HttpRoute => Spec::HttpRoute(reader.spec()?),
         Kind::GrpcRoute => Spec::GrpcRoute(reader.spec()?),
         Kind::ReferenceGrant => Spec::ReferenceGrant(reader.spec()?),
+        Kind::TlsRoute => Spec::TlsRoute(reader.spec()?),
+        Kind::TcpRoute => Spec::TcpRoute(reader.spec()?),
+        Kind::BackendTlsPolicy => Spec::BackendTlsPolicy(reader.spec()?),
+        Kind::ListenerSet => Spec::ListenerSet(reader.spec()?),
     })
 }
 
@@ -326,7 +369,7 @@ impl SpecReader<'_> {
 }
 
 /// `serde_ignored`'s path in our notation: no `?` for options.
-fn ignored_path(path: &serde_ignored::Path<'_>) -> String {
+pub(crate) fn ignored_path(path: &serde_ignored::Path<'_>) -> String {
     use serde_ignored::Path as P;
     match path {
         P::Root => String::new(),
@@ -392,25 +435,35 @@ pub fn is_manifest(path: &Path) -> bool {
     !hidden && path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
 }
 
+/// A finding on a file as a whole.
+pub(super) fn file_error(path: &Path, message: String) -> Finding {
+    let mut finding = Finding::error("", message);
+    finding.file = Some(PathBuf::from(path));
+    finding
+}
+
 /// Reads a file from disk.
 ///
 /// # Errors
 /// A finding that names the file.
-pub fn read_file(path: &Path) -> Result<Vec<Reading>, Finding> {
-    let fail = |message: String| {
-        let mut finding = Finding::error("", message);
-        finding.file = Some(PathBuf::from(path));
-        finding
-    };
+pub fn read_file(path: &Path) -> Result<Vec<u8>, Finding> {
+    let fail = |message: String| file_error(path, message);
     /// A manifest larger than this is a mistake, not configuration.
     const MAX_FILE: u64 = 64 << 20;
     let size = std::fs::metadata(path).map_err(|e| fail(format!("cannot be read: {e}")))?.len();
     if size > MAX_FILE {
         return Err(fail(format!("is {size} bytes long, more than the {MAX_FILE} that are read")));
     }
-    let bytes = std::fs::read(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
-    let text = String::from_utf8(bytes).map_err(|e| fail(format!("is not UTF-8: {e}")))?;
-    Ok(read(path, &text))
+    std::fs::read(path).map_err(|e| fail(format!("cannot be read: {e}")))
+}
+
+/// Reads every document of a file's content.
+///
+/// # Errors
+/// A finding that names the file.
+pub fn read_bytes(path: &Path, bytes: &[u8]) -> Result<Vec<Reading>, Finding> {
+    let text = std::str::from_utf8(bytes).map_err(|e| file_error(path, format!("is not UTF-8: {e}")))?;
+    Ok(read(path, text))
 }
 
 #[cfg(test)]
@@ -461,6 +514,34 @@ mod tests {
         assert!(all[0].object.is_some());
         assert!(all[1].key.is_none());
         assert!(all[1].findings[0].line.unwrap() >= 5, "{:?}", all[1].findings);
+    }
+
+    #[test]
+    fn a_refused_header_names_its_object_all_the_same() {
+        for (head, field) in [
+            ("apiVersion: security.istio.io/v1beta2\nmetadata: {name: a, namespace: shop}", "apiVersion"),
+            (
+                "apiVersion: security.istio.io/v1\nmetadata: {name: a, namespace: shop, labels: {v: 1}}",
+                "metadata.labels.v",
+            ),
+            ("apiVersion: security.istio.io/v1\nmetadata: {name: a, namespace: shop, labels: 5}", "metadata.labels"),
+        ] {
+            let r = one(&format!("{head}\nkind: AuthorizationPolicy\nspec: {{action: DENY, rules: [{{}}]}}\n"));
+            assert!(r.refused());
+            assert_eq!(r.findings[0].field, field);
+            assert_eq!(r.key.unwrap().to_string(), "AuthorizationPolicy shop/a");
+        }
+        let r = one("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: 5}\nspec: {}\n");
+        assert_eq!((r.refused(), &*r.key.unwrap().name), (true, "5"));
+    }
+
+    #[test]
+    fn extensions_that_do_not_run_are_no_small_matter() {
+        let text = "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: auth}\nspec: {url: 'oci://a', phase: AUTHN}\n";
+        let readings = read(Path::new("a.yaml"), text);
+        let [Reading { findings, object: None, .. }] = readings.as_slice() else { panic!("{readings:?}") };
+        assert_eq!((findings[0].level, findings[0].code), (Level::Warning, Some(codes::NOT_READ)));
+        assert!(findings[0].message.contains("fail closed"), "{}", findings[0].message);
     }
 
     #[test]

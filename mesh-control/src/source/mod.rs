@@ -1,8 +1,12 @@
 //! Where objects come from. A source turns what it watches into typed [`object::Object`]s and reports changes;
 //! what they mean is for `index` and `translate`.
 
+pub mod bundle;
 pub mod core;
+mod fail_safe;
 pub mod folder;
+pub mod ingress;
+mod kept;
 pub mod manifest;
 pub mod object;
 mod position;

@@ -6,7 +6,7 @@ use mesh_api::crd::{gateway_api, networking, security, telemetry};
 use mesh_api::labels::Labels;
 use serde::Serialize;
 
-use super::core;
+use super::{core, ingress};
 
 /// Kinds that the control plane reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -25,6 +25,8 @@ pub enum Kind {
     ConfigMap,
     /// Networking: Kubernetes Ingress.
     Ingress,
+    /// Networking: who implements an Ingress.
+    IngressClass,
     /// Istio.
     VirtualService,
     /// Istio.
@@ -59,6 +61,14 @@ pub enum Kind {
     GrpcRoute,
     /// Gateway API.
     ReferenceGrant,
+    /// Gateway API.
+    TlsRoute,
+    /// Gateway API.
+    TcpRoute,
+    /// Gateway API.
+    BackendTlsPolicy,
+    /// Gateway API.
+    ListenerSet,
 }
 
 /// API group, served versions, resource word (as in paths and `istio.config` metadata) and name of a [`Kind`].
@@ -71,7 +81,7 @@ struct KindFacts {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 24] = [
+    pub const ALL: [Kind; 29] = [
         Kind::Namespace,
         Kind::Service,
         Kind::EndpointSlice,
@@ -79,6 +89,7 @@ impl Kind {
         Kind::Secret,
         Kind::ConfigMap,
         Kind::Ingress,
+        Kind::IngressClass,
         Kind::VirtualService,
         Kind::DestinationRule,
         Kind::IstioGateway,
@@ -96,12 +107,16 @@ impl Kind {
         Kind::HttpRoute,
         Kind::GrpcRoute,
         Kind::ReferenceGrant,
+        Kind::TlsRoute,
+        Kind::TcpRoute,
+        Kind::BackendTlsPolicy,
+        Kind::ListenerSet,
     ];
 
     fn facts(self) -> KindFacts {
         const NET: &str = "networking.istio.io";
         const SEC: &str = "security.istio.io";
-        const GW: &str = "gateway.networking.k8s.io";
+        const GW: &str = mesh_api::crd::gateway_api::GROUP;
         const V1: &[&str] = &["v1"];
         const NET_V: &[&str] = &["v1", "v1beta1", "v1alpha3"];
         const SEC_V: &[&str] = &["v1", "v1beta1"];
@@ -114,6 +129,7 @@ impl Kind {
             Kind::Secret => f("", V1, "secret", "Secret"),
             Kind::ConfigMap => f("", V1, "configmap", "ConfigMap"),
             Kind::Ingress => f("networking.k8s.io", V1, "ingress", "Ingress"),
+            Kind::IngressClass => f("networking.k8s.io", V1, "ingress-class", "IngressClass"),
             Kind::VirtualService => f(NET, NET_V, "virtual-service", "VirtualService"),
             Kind::DestinationRule => f(NET, NET_V, "destination-rule", "DestinationRule"),
             Kind::IstioGateway => f(NET, NET_V, "gateway", "Gateway"),
@@ -131,6 +147,10 @@ impl Kind {
             Kind::HttpRoute => f(GW, SEC_V, "http-route", "HTTPRoute"),
             Kind::GrpcRoute => f(GW, &["v1", "v1alpha2"], "grpc-route", "GRPCRoute"),
             Kind::ReferenceGrant => f(GW, SEC_V, "reference-grant", "ReferenceGrant"),
+            Kind::TlsRoute => f(GW, &["v1", "v1alpha3", "v1alpha2"], "tls-route", "TLSRoute"),
+            Kind::TcpRoute => f(GW, &["v1", "v1alpha2"], "tcp-route", "TCPRoute"),
+            Kind::BackendTlsPolicy => f(GW, &["v1", "v1alpha3"], "backend-tls-policy", "BackendTLSPolicy"),
+            Kind::ListenerSet => f(GW, V1, "listener-set", "ListenerSet"),
         }
     }
 
@@ -152,7 +172,11 @@ impl Kind {
     }
     /// Objects of this kind belong to no namespace.
     pub fn cluster_scoped(self) -> bool {
-        matches!(self, Kind::Namespace | Kind::GatewayClass)
+        matches!(self, Kind::Namespace | Kind::GatewayClass | Kind::IngressClass)
+    }
+    /// Says who may connect or ask: its loss may open something.
+    pub fn is_security(self) -> bool {
+        matches!(self, Kind::PeerAuthentication | Kind::RequestAuthentication | Kind::AuthorizationPolicy)
     }
     /// A kind of Kubernetes itself: unknown fields are ignored there, refused elsewhere.
     pub fn is_core(self) -> bool {
@@ -165,6 +189,7 @@ impl Kind {
                 | Kind::Secret
                 | Kind::ConfigMap
                 | Kind::Ingress
+                | Kind::IngressClass
         )
     }
 }
@@ -267,8 +292,10 @@ pub enum Spec {
     Secret(Arc<core::Secret>),
     /// ConfigMap.
     ConfigMap(Arc<core::ConfigMap>),
-    /// Ingress, read but not translated yet.
-    Ingress(Arc<serde_json::Value>),
+    /// Ingress.
+    Ingress(Arc<ingress::Ingress>),
+    /// IngressClass.
+    IngressClass(ingress::IngressClass),
     /// VirtualService.
     VirtualService(Arc<networking::VirtualService>),
     /// DestinationRule.
@@ -303,6 +330,14 @@ pub enum Spec {
     GrpcRoute(Arc<gateway_api::GrpcRoute>),
     /// ReferenceGrant.
     ReferenceGrant(Arc<gateway_api::ReferenceGrant>),
+    /// TLSRoute.
+    TlsRoute(Arc<gateway_api::TlsRoute>),
+    /// TCPRoute.
+    TcpRoute(Arc<gateway_api::TcpRoute>),
+    /// BackendTLSPolicy.
+    BackendTlsPolicy(Arc<gateway_api::BackendTlsPolicy>),
+    /// ListenerSet.
+    ListenerSet(Arc<gateway_api::ListenerSet>),
 }
 
 /// A change that a source reports.

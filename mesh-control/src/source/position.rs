@@ -45,11 +45,40 @@ impl<'a> Locator<'a> {
                     place = (child.referenced.line(), child.referenced.column());
                     node = child;
                 }
+                (Node::Scalar, _) => return Some(self.within_block(place, path).unwrap_or(self.in_file(place))),
                 _ => break,
             }
         }
+        Some(self.in_file(place))
+    }
+
+    fn in_file(&self, place: (u64, u64)) -> (u32, u32) {
         let clamp = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        Some((self.lines_before + clamp(place.0), clamp(place.1)))
+        (self.lines_before.saturating_add(clamp(place.0)), clamp(place.1))
+    }
+
+    /// A literal block (`key: |`) whose content is YAML itself: the place of what is left of the path in it. `place` is
+    /// that of the key.
+    fn within_block(&self, place: (u64, u64), path: &str) -> Option<(u32, u32)> {
+        let mut lines = self.text.lines().skip(usize::try_from(place.0).ok()?.checked_sub(1)?);
+        let (key, rest) = lines.next()?.split_once(':')?;
+        if !rest.trim_start().starts_with('|') {
+            return None;
+        }
+        // Keys of the block itself may hold dots, but those that this is for (`mesh`) do not.
+        let key = key.trim().trim_start_matches("- ").trim_matches(['"', '\'']);
+        let (_, inner) = path.split_once(&format!("{key}."))?;
+        let indent = |line: &str| line.len() - line.trim_start_matches(' ').len();
+        let first = lines.clone().find(|l| !l.trim().is_empty())?;
+        let (outer, own) = (usize::try_from(place.1).ok()?.saturating_sub(1), indent(first));
+        if own <= outer {
+            return None;
+        }
+        let block = lines.take_while(|l| l.trim().is_empty() || indent(l) > outer);
+        let text: String = block.flat_map(|l| [l.get(own..).unwrap_or_default(), "\n"]).collect();
+        let before = self.in_file(place).0;
+        let (line, column) = Locator::new(&text, before).find(inner)?;
+        Some((line, column.saturating_add(u32::try_from(own).ok()?)))
     }
 
     /// First line of what is at `path`, in the file.

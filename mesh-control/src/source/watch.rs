@@ -12,14 +12,17 @@ use std::{
 use parking_lot::RwLock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::folder::{self, Folder};
-use super::object::{Kind, Object, ObjectChange};
+use super::kept::Kept;
+use super::object::{Object, ObjectChange};
 use crate::validate::{Finding, Level};
 
 /// A full look at the folder at least this often.
 const RESCAN: Duration = Duration::from_secs(30);
+/// What may be in the middle of a change is looked at again after this.
+const CONFIRM: Duration = Duration::from_millis(50);
 /// Events that come closer together than this are looked at together.
 const SETTLE: Duration = Duration::from_millis(2);
 
@@ -36,20 +39,22 @@ pub struct FolderStatus {
 #[derive(Debug)]
 pub struct FolderSource {
     folder: Folder,
+    kept: Kept,
     status: Arc<RwLock<FolderStatus>>,
-    /// References to what is not there, as of the last change that could matter to them.
-    references: Vec<Finding>,
 }
 
 impl FolderSource {
-    /// Reads the folder for the first time.
+    /// Reads the folder for the first time. `domain` completes short names; in `state_dir` security objects outlive
+    /// the process.
     ///
     /// # Errors
     /// When it is not a readable folder.
-    pub fn open(root: &Path) -> Result<(Self, Vec<ObjectChange>), Finding> {
-        let mut source = Self { folder: Folder::open(root)?, status: Arc::default(), references: vec![] };
+    pub fn open(root: &Path, domain: &str, state_dir: &Path) -> Result<(Self, Vec<ObjectChange>), Finding> {
+        let (kept, objects) = Kept::open(state_dir);
+        let mut source = Self { folder: Folder::open(root, domain, objects)?, kept, status: Arc::default() };
         let changes = source.folder.scan();
-        source.publish(&changes);
+        source.kept.save(source.folder.good_security());
+        source.publish();
         Ok((source, changes))
     }
 
@@ -58,13 +63,9 @@ impl FolderSource {
         self.status.clone()
     }
 
-    fn publish(&mut self, changes: &[ObjectChange]) {
-        let endpoints = |c: &ObjectChange| matches!(c.key().kind, Kind::EndpointSlice | Kind::Pod);
-        if !changes.iter().all(endpoints) {
-            self.references = self.folder.references();
-        }
+    fn publish(&self) {
         let mut findings = self.folder.findings();
-        findings.extend(self.references.iter().cloned());
+        findings.extend(self.folder.references());
         let mut status = self.status.write();
         for finding in findings.iter().filter(|f| !status.findings.contains(f)) {
             match finding.level {
@@ -83,16 +84,31 @@ impl FolderSource {
     /// When inotify cannot be used.
     pub async fn run(mut self, changes: mpsc::Sender<Vec<ObjectChange>>) -> std::io::Result<()> {
         let mut events = Watcher::start(self.folder.root())?;
+        // What changed between the first look and the first event that would tell of it.
+        let mut found = self.folder.scan();
+        let mut confirm_at: Option<Instant> = None;
         loop {
-            let found = match tokio::time::timeout(RESCAN, events.recv()).await {
-                Ok(Some(Event::Paths(paths))) => self.folder.reread(paths),
-                Ok(Some(Event::Lost)) | Err(_) => self.folder.scan(),
-                Ok(None) => return Err(std::io::Error::other("the folder is not watched any more")),
-            };
-            self.publish(&found);
+            self.publish();
+            if found.iter().any(|change| change.key().kind.is_security()) {
+                self.kept.save(self.folder.good_security());
+            }
             if !found.is_empty() && changes.send(found).await.is_err() {
                 return Ok(());
             }
+            confirm_at = self.folder.unsettled().then(|| confirm_at.unwrap_or_else(|| Instant::now() + CONFIRM));
+            // Events without a pause must not put it off.
+            if confirm_at.is_some_and(|at| at <= Instant::now()) {
+                confirm_at = None;
+                found = self.folder.confirm();
+                continue;
+            }
+            let until = confirm_at.unwrap_or_else(|| Instant::now() + RESCAN);
+            found = match tokio::time::timeout_at(until, events.recv()).await {
+                Ok(Some(Event::Paths(paths))) => self.folder.reread(paths),
+                Err(_) if confirm_at.is_some() => vec![],
+                Ok(Some(Event::Lost)) | Err(_) => self.folder.scan(),
+                Ok(None) => return Err(std::io::Error::other("the folder is not watched any more")),
+            };
         }
     }
 }
@@ -262,8 +278,8 @@ mod tests {
 
     #[tokio::test]
     async fn sees_create_rename_new_folder_and_delete() {
-        let dir = tempfile::tempdir().unwrap();
-        let (source, first) = FolderSource::open(dir.path()).unwrap();
+        let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (source, first) = FolderSource::open(dir.path(), "cluster.local", state.path()).unwrap();
         assert!(first.is_empty());
         let (tx, mut rx) = mpsc::channel(16);
         let task = tokio::spawn(source.run(tx));
@@ -279,5 +295,38 @@ mod tests {
         std::fs::remove_dir_all(dir.path().join("sub")).unwrap();
         assert_eq!(next_names(&mut rx).await, ["-c"]);
         task.abort();
+    }
+
+    #[tokio::test]
+    async fn sees_what_changed_before_it_watched() {
+        let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(dir.path().join("a.yaml"), namespace("a")).unwrap();
+        let (source, first) = FolderSource::open(dir.path(), "cluster.local", state.path()).unwrap();
+        assert_eq!(first.len(), 1);
+        std::fs::write(dir.path().join("b.yaml"), namespace("b")).unwrap();
+        std::fs::remove_file(dir.path().join("a.yaml")).unwrap();
+        let (tx, mut rx) = mpsc::channel(16);
+        let task = tokio::spawn(source.run(tx));
+        assert_eq!(next_names(&mut rx).await, ["-a", "+b"]);
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn a_restart_keeps_policies_of_a_file_that_cannot_be_read() {
+        let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {action: DENY, rules: [{}]}\n";
+        let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (source, _) = FolderSource::open(dir.path(), "cluster.local", state.path()).unwrap();
+        let (tx, mut rx) = mpsc::channel(16);
+        let task = tokio::spawn(source.run(tx));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        std::fs::write(dir.path().join("a.yaml"), policy).unwrap();
+        assert_eq!(next_names(&mut rx).await, ["+p"]);
+        task.abort();
+        std::fs::write(dir.path().join("a.yaml"), "kind: [").unwrap();
+        let (source, first) = FolderSource::open(dir.path(), "cluster.local", state.path()).unwrap();
+        assert_eq!(first.len(), 1);
+        let status = source.status();
+        let loud = status.read().findings.iter().any(|f| f.message.contains("stays in force"));
+        assert!(loud, "{:?}", status.read().findings);
     }
 }

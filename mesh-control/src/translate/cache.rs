@@ -4,11 +4,14 @@
 //! with its basis (stamps of what it was made from). Same name, key and basis: the stored bytes. Another basis: made
 //! anew, and when the bytes come out equal the old ones stay, so that everybody goes on sharing one copy.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use parking_lot::RwLock;
 
-use crate::xds::encoded::{Encoded, Name};
+use crate::{
+    hash::NameMap,
+    xds::encoded::{Encoded, Name},
+};
 
 /// Most keys under which one name is kept (proxies of as many localities, node names, ...).
 const MAX_KEYS: usize = 512;
@@ -17,7 +20,7 @@ const MAX_NAMES: usize = 1 << 20;
 
 /// A cache of one type of resource. `K` is the declared subset of the view, `B` the basis.
 pub struct Cache<K, B> {
-    names: RwLock<HashMap<Name, Vec<Entry<K, B>>>>,
+    names: RwLock<NameMap<Name, Vec<Entry<K, B>>>>,
 }
 
 struct Entry<K, B> {

@@ -6,7 +6,10 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_api::{
-    crd::networking::{ConnectionPool, IngressListener, ServerTlsMode},
+    crd::{
+        gateway_api::BackendTlsPolicy,
+        networking::{ConnectionPool, IngressListener, ServerTlsMode},
+    },
     meshconfig::InboundPolicyMode,
     model::{
         self, Address, Cluster, Discovery, DnsFamily, EndpointSet, Fraction, HttpVersionChoice, ISTIO_METADATA,
@@ -17,6 +20,7 @@ use mesh_api::{
 use serde_json::{Value, json};
 
 use super::{
+    backend_tls,
     cache::Cache,
     destination_rule::{Policy, original_dst},
     endpoints::Target,
@@ -26,7 +30,7 @@ use super::{
 };
 use crate::{
     index::{Index, Mtls, Protocol, Resolution, Rule, Service, ServicePort, Stamp, Stamped, TargetPort},
-    source::object::Kind,
+    source::object::{Kind, Object},
     view::{Families, Flavour, Interception, ProxyKind, ProxyView, ServiceTarget},
     xds::encoded::Encoded,
 };
@@ -62,6 +66,8 @@ pub struct OutboundBasis {
     rule: Stamp,
     mesh: Stamp,
     authn: Stamp,
+    /// BackendTLSPolicies; of their ConfigMaps where the service has one.
+    backend_tls: [Stamp; 2],
 }
 
 /// Encoded outbound clusters.
@@ -70,8 +76,8 @@ pub type Outbound = Cache<OutboundKey, OutboundBasis>;
 /// A cluster by name, encoded.
 pub fn generate(cache: &Outbound, request: Request<'_>, name: &str) -> Option<Arc<Encoded>> {
     match outbound(name) {
-        Some((parsed, _)) => {
-            let builder = Builder::new(request, &parsed)?;
+        Some((parsed, by_sni)) => {
+            let builder = Builder::new(request, &parsed, by_sni)?;
             let (key, basis) = (builder.key.clone(), builder.basis());
             cache.get(name, key, basis, || builder.build(name, &parsed).map(|c| Encoded::cluster(&c)))
         }
@@ -82,7 +88,7 @@ pub fn generate(cache: &Outbound, request: Request<'_>, name: &str) -> Option<Ar
 /// A cluster by name, as the plain model.
 pub fn model(request: Request<'_>, name: &str) -> Option<Cluster> {
     match outbound(name) {
-        Some((parsed, _)) => Builder::new(request, &parsed)?.build(name, &parsed),
+        Some((parsed, by_sni)) => Builder::new(request, &parsed, by_sni)?.build(name, &parsed),
         None if ClusterName::parse(name).is_some() => inbound(request).into_iter().find(|c| *c.name == *name),
         None => fixed(request.index, request.view, name),
     }
@@ -120,7 +126,10 @@ pub fn other_names(request: Request<'_>) -> Vec<Name> {
 
 /// Whether a gateway forwards by the mesh's server names.
 fn passes_through(request: Request<'_>) -> bool {
-    let servers = request.index.gateways_for(&request.view.labels).into_iter().flat_map(|(_, g)| &g.servers);
+    if !request.view.is_gateway() {
+        return false;
+    }
+    let servers = request.index.gateways_for(&request.view.labels).into_iter().flat_map(|g| &g.spec.servers);
     let mut modes = servers.filter_map(|s| s.tls.as_ref()).map(|t| t.mode);
     modes.any(|mode| mode == ServerTlsMode::AutoPassthrough)
 }
@@ -149,14 +158,18 @@ struct Builder<'a> {
     target: Target<'a>,
     subset: &'a str,
     key: OutboundKey,
+    backend_tls: Option<(Arc<Object>, Arc<BackendTlsPolicy>)>,
 }
 
 impl<'a> Builder<'a> {
-    /// `None`: the proxy sees no such service, port or subset.
-    fn new(request: Request<'a>, parsed: &ClusterName<'a>) -> Option<Self> {
+    /// `None`: the proxy sees no such service, port or subset, or does not forward to it by its server name.
+    fn new(request: Request<'a>, parsed: &ClusterName<'a>, by_sni: bool) -> Option<Self> {
         let Request { index, view, .. } = request;
         let target = Target::find(request, parsed)?;
         let service = target.entry.service.arc();
+        if by_sni && (service.external || !passes_through(request)) {
+            return None;
+        }
         let grpc = view.flavour == Flavour::Grpc;
         let dns = !grpc && matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
         let place = dns.then(|| (target.place(&target.preference(index), view), view.families()));
@@ -167,7 +180,10 @@ impl<'a> Builder<'a> {
             grpc,
             place,
         };
-        Some(Self { index, target, subset: parsed.subset, key })
+        // What a DestinationRule says of TLS was said by somebody who knew this mesh.
+        let policy = target.policy.tls.is_none().then(|| backend_tls::find(index, service, target.port)).flatten();
+        let backend_tls = policy.filter(|_| !grpc);
+        Some(Self { index, target, subset: parsed.subset, key, backend_tls })
     }
 
     fn basis(&self) -> OutboundBasis {
@@ -179,6 +195,10 @@ impl<'a> Builder<'a> {
             rule: self.target.rule.map_or(Stamp::NONE, Stamped::stamp),
             mesh: self.index.mesh_stamped().stamp(),
             authn: self.index.stamp(Kind::PeerAuthentication),
+            backend_tls: [
+                self.index.stamp(Kind::BackendTlsPolicy),
+                if self.backend_tls.is_some() { self.index.stamp(Kind::ConfigMap) } else { Stamp::NONE },
+            ],
         }
     }
 
@@ -285,6 +305,10 @@ impl<'a> Builder<'a> {
     /// TLS by the rule; without a word there, mesh TLS wherever the other side can.
     fn security(&self, cluster: &mut Cluster, parsed: &ClusterName<'_>) {
         let service = self.service();
+        if let Some((object, policy)) = &self.backend_tls {
+            cluster.origin = Origin { config: object.key.config_path().into() };
+            return backend_tls::originate(cluster, self.index, &service.key.namespace, policy);
+        }
         let sni = parsed.sni();
         let server_names = tls::server_names(self.index, service, self.target.entry.facts.arc());
         if let Some(wanted) = self.target.policy.tls {
@@ -334,7 +358,8 @@ impl<'a> Builder<'a> {
             facts.insert("subset".into(), json!(self.subset));
         }
         use mesh_api::crd::networking::ClientTlsMode::{Mutual, Simple};
-        if self.target.policy.tls.is_some_and(|t| matches!(t.mode, Simple | Mutual)) {
+        let originates = self.target.policy.tls.is_some_and(|t| matches!(t.mode, Simple | Mutual));
+        if originates || self.backend_tls.is_some() {
             // The server is no mesh workload: it must not see the mesh's protocol names.
             facts.insert("alpn_override".into(), json!("false"));
         }
@@ -500,7 +525,7 @@ fn to_application<'a>(
             }],
             ..EndpointSet::default()
         }),
-        None => Discovery::OriginalDst { use_header: false, port_override: None, cleanup_interval: NEVER },
+        None => Discovery::OriginalDst { port_override: None, cleanup_interval: NEVER },
     };
     let mut cluster = Cluster::new(name, discovery);
     // Limits that clients keep hold here as well, else the server would be stricter than they are.

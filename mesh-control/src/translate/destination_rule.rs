@@ -237,7 +237,7 @@ pub fn unlimited() -> CircuitBreakers {
 
 /// A cluster that connects where the client wanted to go.
 pub fn original_dst(port_override: Option<u16>) -> Discovery {
-    Discovery::OriginalDst { use_header: false, port_override, cleanup_interval: Duration::from_secs(5) }
+    Discovery::OriginalDst { port_override, cleanup_interval: Duration::from_secs(5) }
 }
 
 fn slow_start(lb: &LoadBalancer) -> Option<SlowStart> {

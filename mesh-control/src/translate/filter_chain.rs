@@ -9,13 +9,17 @@ use mesh_api::{
     meshconfig::{MeshConfig, PathNormalizationType, ProxySettings},
     model::{
         AccessLog, ClientCertDetails, EscapedSlashes, FilterChain, FilterChainMatch, ForwardClientCert, HttpFilter,
-        HttpFilterKind, HttpManager, LogFilter, Metadata, Name, NetworkFilter, PeerMetadata, RouteSource, RouterFilter,
-        ServerHeader, TcpProxy, Upgrade,
+        HttpFilterKind, HttpManager, JwtAuthn, LogFilter, Metadata, Name, NetworkFilter, PeerMetadata, RouteSource,
+        RouterFilter, ServerHeader, TcpProxy, Upgrade,
     },
     names::{BLACK_HOLE_CLUSTER, PASSTHROUGH_CLUSTER},
 };
 
-use super::{filter_names as names, policy::Authorization, telemetry::SideTelemetry};
+use super::{
+    filter_names as names,
+    policy::{Authorization, Guard},
+    telemetry::SideTelemetry,
+};
 
 /// What Istio's proxies call themselves to clients.
 const SERVER_NAME: &str = "istio-envoy";
@@ -46,6 +50,8 @@ pub struct ChainEnv<'a> {
     pub mesh: &'a MeshConfig,
     /// Settings of the proxy.
     pub settings: &'a ProxySettings,
+    /// Which tokens are accepted; `None`: nobody looks.
+    pub authentication: Option<&'a JwtAuthn>,
     /// Who may do what; `None`: nothing is asked.
     pub authorization: Option<&'a Authorization>,
 }
@@ -128,7 +134,7 @@ impl ChainEnv<'_> {
         }
     }
 
-    /// Istio's order: who the peer is, whether it may, then faults, CORS, statistics, the router.
+    /// Istio's order: who the peer is, whose the token, whether they may, then faults, CORS, statistics, the router.
     fn http_filters(&self, grpc_web: bool) -> Vec<HttpFilter> {
         let named = |name: &str, kind| HttpFilter { name: name.into(), kind, disabled: false };
         let mut out = Vec::new();
@@ -143,13 +149,33 @@ impl ChainEnv<'_> {
             });
             out.push(named(names::PEER_METADATA, kind));
         }
-        let rbac = self.authorization.map_or(&[][..], |a| a.http.as_slice());
-        out.extend(rbac.iter().enumerate().map(|(i, filter)| {
-            // The names of filters are keys: only the first may have the usual one.
-            let name: Name =
-                if i == 0 { names::HTTP_RBAC.into() } else { format!("{}.{}", names::HTTP_RBAC, i + 1).into() };
-            HttpFilter { name, kind: HttpFilterKind::Rbac(filter.clone()), disabled: false }
-        }));
+        let (mut rbacs, mut asks) = (0, 0);
+        // The names of filters are keys: only the first may have the usual one.
+        let numbered = |name: &str, count: &mut u32| -> Name {
+            *count += 1;
+            if *count == 1 { name.into() } else { format!("{name}.{count}").into() }
+        };
+        for guard in self.authorization.map_or(&[][..], |a| a.custom_http.as_slice()) {
+            out.push(match guard {
+                Guard::Rbac(filter) => HttpFilter {
+                    name: numbered(names::HTTP_RBAC, &mut rbacs),
+                    kind: HttpFilterKind::Rbac(filter.clone()),
+                    disabled: false,
+                },
+                Guard::Ask(filter) => HttpFilter {
+                    name: numbered(names::EXT_AUTHZ, &mut asks),
+                    kind: HttpFilterKind::ExtAuthz(filter.clone()),
+                    disabled: false,
+                },
+            });
+        }
+        if let Some(tokens) = self.authentication {
+            out.push(named(names::JWT_AUTHN, HttpFilterKind::JwtAuthn(Box::new(tokens.clone()))));
+        }
+        for filter in self.authorization.map_or(&[][..], |a| a.http.as_slice()) {
+            let name = numbered(names::HTTP_RBAC, &mut rbacs);
+            out.push(HttpFilter { name, kind: HttpFilterKind::Rbac(filter.clone()), disabled: false });
+        }
         if grpc_web {
             out.push(named(names::GRPC_WEB, HttpFilterKind::GrpcWeb));
         }
@@ -159,10 +185,8 @@ impl ChainEnv<'_> {
         }
         out.push(named(names::FAULT, HttpFilterKind::Fault(Default::default())));
         out.push(named(names::CORS, HttpFilterKind::Cors));
-        if self.native
-            && let Some(stats) = &self.telemetry.stats
-        {
-            out.push(named(names::STATS, HttpFilterKind::IstioStats(stats.clone())));
+        if self.native {
+            out.push(named(names::STATS, HttpFilterKind::IstioStats(self.telemetry.stats.clone())));
         }
         out.push(named(names::ROUTER, HttpFilterKind::Router(RouterFilter::default())));
         out
@@ -171,12 +195,18 @@ impl ChainEnv<'_> {
     /// Filters of a TCP chain that ends in `proxy`.
     pub fn tcp(&self, mut proxy: TcpProxy) -> Vec<NetworkFilter> {
         proxy.access_log.clone_from(&self.telemetry.access_log);
+        let custom = self.authorization.map_or(&[][..], |a| a.custom_tcp.as_slice());
+        let mut out: Vec<NetworkFilter> = custom
+            .iter()
+            .map(|guard| match guard {
+                Guard::Rbac(filter) => NetworkFilter::Rbac(filter.clone()),
+                Guard::Ask(filter) => NetworkFilter::ExtAuthz(filter.clone()),
+            })
+            .collect();
         let rbac = self.authorization.map_or(&[][..], |a| a.tcp.as_slice());
-        let mut out: Vec<NetworkFilter> = rbac.iter().cloned().map(NetworkFilter::Rbac).collect();
-        if self.native
-            && let Some(stats) = &self.telemetry.stats
-        {
-            out.push(NetworkFilter::IstioStats(stats.clone()));
+        out.extend(rbac.iter().cloned().map(NetworkFilter::Rbac));
+        if self.native {
+            out.push(NetworkFilter::IstioStats(self.telemetry.stats.clone()));
         }
         out.push(NetworkFilter::TcpProxy(Box::new(proxy)));
         out

@@ -6,8 +6,12 @@ pub const ROUTER: &str = "envoy.filters.http.router";
 pub const FAULT: &str = "envoy.filters.http.fault";
 /// Cross-origin resource sharing.
 pub const CORS: &str = "envoy.filters.http.cors";
+/// Authentication of requests by tokens.
+pub const JWT_AUTHN: &str = mesh_api::model::JWT_FILTER;
 /// Authorization of requests.
 pub const HTTP_RBAC: &str = "envoy.filters.http.rbac";
+/// External authorization of requests.
+pub const EXT_AUTHZ: &str = "envoy.filters.http.ext_authz";
 /// Counts gRPC messages.
 pub const GRPC_STATS: &str = "envoy.filters.http.grpc_stats";
 /// Translates gRPC-Web.

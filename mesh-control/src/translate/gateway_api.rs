@@ -1,12 +1,17 @@
 //! Which routes of Gateway API attach where, and which references they may hold.
 //!
-//! Owns parents, listeners that admit routes, hostnames in common, ReferenceGrants. Must not know what a rule does.
+//! Owns parents, listeners of Gateways and their ListenerSets, which of them admit a route, hostnames in common,
+//! ReferenceGrants. Must not know what a rule does.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use mesh_api::{
     crd::gateway_api::{
-        FromNamespaces, Gateway, GrpcRoute, HttpRoute, LabelSelector, Listener, ParentRef, RouteNamespaces,
+        BackendRef, FromNamespaces, GROUP, Gateway, GrpcRoute, HttpRoute, L4RouteRule, LabelSelector, Listener,
+        ListenerSet, ParentRef, RouteNamespaces, TcpRoute, TlsMode, TlsRoute,
     },
     labels::Labels,
     model::Name,
@@ -18,8 +23,6 @@ use crate::{
     view::ProxyView,
 };
 
-/// Group of Gateway API.
-pub const GROUP: &str = "gateway.networking.k8s.io";
 /// Label of a gateway's workloads that names their Gateway.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// The same label's older name.
@@ -38,13 +41,64 @@ pub struct GatewayEntry {
     pub spec: Arc<Gateway>,
 }
 
-/// An HTTPRoute or a GRPCRoute.
+/// A listener: of a Gateway itself, or of a ListenerSet that the Gateway admits.
+#[derive(Debug, Clone)]
+pub struct ListenerEntry {
+    /// The Gateway that serves it.
+    pub gateway: GatewayEntry,
+    /// The object that it stands in.
+    pub owner: Arc<Object>,
+    /// Its content.
+    pub listener: Listener,
+}
+
+impl ListenerEntry {
+    /// `Gateway` or `ListenerSet`.
+    pub fn owner_kind(&self) -> &'static str {
+        self.owner.key.kind.name()
+    }
+
+    /// Hostname; `*`: any.
+    pub fn hostname(&self) -> &str {
+        self.listener.hostname.as_deref().filter(|h| !h.is_empty()).unwrap_or("*")
+    }
+
+    /// Whether a route means this listener by one of its parents.
+    fn is_meant(&self, parent: &ParentRef, namespace: &str) -> bool {
+        let key = &self.owner.key;
+        parent.group.as_deref().unwrap_or(GROUP) == GROUP
+            && parent.kind.as_deref().unwrap_or("Gateway") == self.owner_kind()
+            && parent.name == *key.name
+            && parent.namespace.as_deref().unwrap_or(namespace) == &*key.namespace
+            && parent.section_name.as_ref().is_none_or(|s| *s == self.listener.name)
+            && parent.port.is_none_or(|p| p == self.listener.port)
+    }
+}
+
+/// What a listener says to a route that names it as parent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attachment {
+    /// It serves the route under these hosts.
+    Hosts(Vec<Name>),
+    /// It is not meant.
+    NotMeant,
+    /// It takes no such kind, or none from that namespace.
+    NotAllowed,
+    /// It serves none of the route's hostnames.
+    NoHostname,
+}
+
+/// A route of some kind.
 #[derive(Debug, Clone)]
 pub enum RouteSpec {
     /// HTTPRoute.
     Http(Arc<HttpRoute>),
     /// GRPCRoute.
     Grpc(Arc<GrpcRoute>),
+    /// TLSRoute.
+    Tls(Arc<TlsRoute>),
+    /// TCPRoute.
+    Tcp(Arc<TcpRoute>),
 }
 
 /// A route with its object.
@@ -57,10 +111,13 @@ pub struct RouteEntry {
 }
 
 impl RouteEntry {
-    fn of(object: &Arc<Object>) -> Option<Self> {
+    /// The route that an object is.
+    pub fn of(object: &Arc<Object>) -> Option<Self> {
         let spec = match &object.spec {
             Spec::HttpRoute(r) => RouteSpec::Http(r.clone()),
             Spec::GrpcRoute(r) => RouteSpec::Grpc(r.clone()),
+            Spec::TlsRoute(r) => RouteSpec::Tls(r.clone()),
+            Spec::TcpRoute(r) => RouteSpec::Tcp(r.clone()),
             _ => return None,
         };
         Some(Self { object: object.clone(), spec })
@@ -71,21 +128,59 @@ impl RouteEntry {
         match &self.spec {
             RouteSpec::Http(r) => &r.parent_refs,
             RouteSpec::Grpc(r) => &r.parent_refs,
+            RouteSpec::Tls(r) => &r.parent_refs,
+            RouteSpec::Tcp(r) => &r.parent_refs,
         }
     }
 
-    fn hostnames(&self) -> &[String] {
+    /// Hosts or server names; empty: any.
+    pub fn hostnames(&self) -> &[String] {
         match &self.spec {
             RouteSpec::Http(r) => &r.hostnames,
             RouteSpec::Grpc(r) => &r.hostnames,
+            RouteSpec::Tls(r) => &r.hostnames,
+            RouteSpec::Tcp(_) => &[],
         }
     }
 
-    /// `HTTPRoute` or `GRPCRoute`.
+    /// Rules of TLSRoutes and TCPRoutes.
+    pub fn l4_rules(&self) -> &[L4RouteRule] {
+        match &self.spec {
+            RouteSpec::Http(_) | RouteSpec::Grpc(_) => &[],
+            RouteSpec::Tls(r) => &r.rules,
+            RouteSpec::Tcp(r) => &r.rules,
+        }
+    }
+
+    /// Backends of each rule, those of mirrors included.
+    pub fn backends(&self) -> Vec<Vec<BackendRef>> {
+        let mirrors = |filters: &[mesh_api::crd::gateway_api::RouteFilter]| {
+            let of = filters.iter().filter_map(|f| f.request_mirror.as_ref());
+            of.map(|m| BackendRef::from(m.backend_ref.clone())).collect::<Vec<_>>()
+        };
+        let with_mirrors = |own: &[BackendRef], filters: &[mesh_api::crd::gateway_api::RouteFilter]| {
+            let mut out = own.to_vec();
+            out.extend(mirrors(filters));
+            out.extend(own.iter().flat_map(|b| mirrors(&b.filters)));
+            out
+        };
+        match &self.spec {
+            RouteSpec::Http(r) => r.rules.iter().map(|r| with_mirrors(&r.backend_refs, &r.filters)).collect(),
+            RouteSpec::Grpc(r) => r.rules.iter().map(|r| with_mirrors(&r.backend_refs, &r.filters)).collect(),
+            RouteSpec::Tls(_) | RouteSpec::Tcp(_) => {
+                let of = |r: &L4RouteRule| r.backend_refs.iter().cloned().map(BackendRef::from).collect();
+                self.l4_rules().iter().map(of).collect()
+            }
+        }
+    }
+
+    /// Kind of the object.
     pub fn kind(&self) -> &'static str {
         match &self.spec {
             RouteSpec::Http(_) => "HTTPRoute",
             RouteSpec::Grpc(_) => "GRPCRoute",
+            RouteSpec::Tls(_) => "TLSRoute",
+            RouteSpec::Tcp(_) => "TCPRoute",
         }
     }
 
@@ -97,8 +192,17 @@ impl RouteEntry {
 
 /// All HTTPRoutes and GRPCRoutes, oldest first.
 pub fn all_routes(index: &Index) -> Vec<RouteEntry> {
+    routes_of(index, [Kind::HttpRoute, Kind::GrpcRoute])
+}
+
+/// All TLSRoutes and TCPRoutes, oldest first.
+pub fn l4_routes(index: &Index) -> Vec<RouteEntry> {
+    routes_of(index, [Kind::TlsRoute, Kind::TcpRoute])
+}
+
+fn routes_of(index: &Index, kinds: [Kind; 2]) -> Vec<RouteEntry> {
     let mut out: Vec<RouteEntry> =
-        index.objects(Kind::HttpRoute).chain(index.objects(Kind::GrpcRoute)).filter_map(RouteEntry::of).collect();
+        kinds.into_iter().flat_map(|k| index.objects(k)).filter_map(RouteEntry::of).collect();
     out.sort_by(|a, b| a.object.age_order().cmp(&b.object.age_order()));
     out
 }
@@ -119,13 +223,8 @@ pub fn gateways_of(index: &Index, view: &ProxyView) -> Vec<GatewayEntry> {
     };
     let mut out: Vec<GatewayEntry> = index
         .objects_in(Kind::Gateway, &view.namespace)
-        .filter_map(|o| match &o.spec {
-            Spec::Gateway(g) if is_own_class(index, &g.gateway_class_name) => {
-                let fits = own.is_some_and(|name| name == &*o.key.name) || serves(g);
-                fits.then(|| GatewayEntry { object: o.clone(), spec: g.clone() })
-            }
-            _ => None,
-        })
+        .filter_map(|o| gateway_entry(index, o))
+        .filter(|entry| own.is_some_and(|name| name == &*entry.object.key.name) || serves(&entry.spec))
         .collect();
     out.sort_by(|a, b| a.object.age_order().cmp(&b.object.age_order()));
     out
@@ -139,29 +238,135 @@ fn is_own_class(index: &Index, class: &str) -> bool {
     }
 }
 
-/// The hosts under which a route is served by a listener; empty: it is not attached there.
-pub fn attached_hosts(index: &Index, gateway: &GatewayEntry, listener: &Listener, route: &RouteEntry) -> Vec<Name> {
-    let key = &gateway.object.key;
-    let parent = route.parents().iter().any(|p| {
-        p.group.as_deref().unwrap_or(GROUP) == GROUP
-            && p.kind.as_deref().unwrap_or("Gateway") == "Gateway"
-            && p.name == *key.name
-            && p.namespace.as_deref().unwrap_or(route.namespace()) == &*key.namespace
-            && p.section_name.as_ref().is_none_or(|s| *s == listener.name)
-            && p.port.is_none_or(|p| p == listener.port)
-    });
-    if !parent || !admits(index, &key.namespace, listener, route) {
-        return vec![];
+/// A Gateway of this mesh.
+pub fn gateway_entry(index: &Index, object: &Arc<Object>) -> Option<GatewayEntry> {
+    match &object.spec {
+        Spec::Gateway(g) if is_own_class(index, &g.gateway_class_name) => {
+            Some(GatewayEntry { object: object.clone(), spec: g.clone() })
+        }
+        _ => None,
     }
-    common_hosts(listener.hostname.as_deref().unwrap_or(""), route.hostnames())
 }
 
-fn admits(index: &Index, gateway_namespace: &str, listener: &Listener, route: &RouteEntry) -> bool {
+/// Whether a class is this mesh's by its own word.
+pub fn is_own_controller(controller: &str) -> bool {
+    controller == CONTROLLER
+}
+
+/// Listeners of a Gateway: its own, then those of its ListenerSets, older sets first.
+pub fn listeners_of(index: &Index, gateway: &GatewayEntry) -> Vec<ListenerEntry> {
+    let of = |owner: &Arc<Object>, listeners: &[Listener]| {
+        let entry =
+            |l: &Listener| ListenerEntry { gateway: gateway.clone(), owner: owner.clone(), listener: l.clone() };
+        listeners.iter().map(entry).collect::<Vec<_>>()
+    };
+    let mut out = of(&gateway.object, &gateway.spec.listeners);
+    if gateway.spec.allowed_listeners.is_none() {
+        return out;
+    }
+    let mut sets: Vec<(&Arc<Object>, &ListenerSet)> = index
+        .objects(Kind::ListenerSet)
+        .filter_map(|o| match &o.spec {
+            Spec::ListenerSet(s) if admits_set(index, gateway, o, s) => Some((o, &**s)),
+            _ => None,
+        })
+        .collect();
+    sets.sort_by(|a, b| a.0.age_order().cmp(&b.0.age_order()));
+    out.extend(sets.into_iter().flat_map(|(o, s)| of(o, &s.listeners)));
+    out
+}
+
+/// Whether a ListenerSet is meant for a Gateway.
+pub fn is_set_of(gateway: &Object, set: &Object, spec: &ListenerSet) -> bool {
+    let parent = &spec.parent_ref;
+    parent.group.as_deref().unwrap_or(GROUP) == GROUP
+        && parent.kind.as_deref().unwrap_or("Gateway") == "Gateway"
+        && parent.name == *gateway.key.name
+        && parent.namespace.as_deref().unwrap_or(&set.key.namespace) == &*gateway.key.namespace
+}
+
+/// Whether a Gateway takes listeners from a ListenerSet that is meant for it; without a word about it, it takes none.
+pub fn admits_set(index: &Index, gateway: &GatewayEntry, set: &Object, spec: &ListenerSet) -> bool {
+    let allowed = gateway.spec.allowed_listeners.as_ref().and_then(|a| a.namespaces.as_ref());
+    is_set_of(&gateway.object, set, spec)
+        && allowed.is_some_and(|a| a.from.is_some())
+        && admits_namespace(index, &gateway.object.key.namespace, allowed, &set.key.namespace)
+}
+
+/// Kinds of routes that a listener can serve.
+pub fn servable_kinds(listener: &Listener) -> &'static [&'static str] {
+    let passes = listener.tls.as_ref().is_some_and(|t| t.mode == Some(TlsMode::Passthrough));
+    match listener.protocol.as_str() {
+        "HTTP" | "HTTPS" => &["HTTPRoute", "GRPCRoute"],
+        "TLS" if passes => &["TLSRoute"],
+        "TLS" => &["TLSRoute", "TCPRoute"],
+        "TCP" => &["TCPRoute"],
+        _ => &[],
+    }
+}
+
+/// Why a listener gives way to one before it on its port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conflict {
+    /// Another protocol is spoken there.
+    Protocol,
+    /// The same hostname is served there.
+    Hostname,
+}
+
+/// Which listeners of a Gateway, in their order, give way to earlier ones.
+pub fn conflicts(listeners: &[ListenerEntry]) -> Vec<Option<Conflict>> {
+    let mut ports: BTreeMap<u16, (u8, Vec<String>)> = BTreeMap::new();
+    let found = listeners.iter().map(|entry| {
+        let spoken = match entry.listener.protocol.as_str() {
+            "HTTP" => 0,
+            "HTTPS" | "TLS" => 1,
+            "TCP" => 2,
+            _ => return None,
+        };
+        let (first, hosts) = ports.entry(entry.listener.port).or_insert_with(|| (spoken, vec![]));
+        if *first != spoken {
+            return Some(Conflict::Protocol);
+        }
+        let host = entry.hostname().to_ascii_lowercase();
+        if hosts.contains(&host) {
+            return Some(Conflict::Hostname);
+        }
+        hosts.push(host);
+        None
+    });
+    found.collect()
+}
+
+/// The hosts under which a route is served by a listener; empty: it is not attached there.
+pub fn attached_hosts(index: &Index, entry: &ListenerEntry, route: &RouteEntry) -> Vec<Name> {
+    let mut meant = route.parents().iter().map(|p| attachment(index, entry, route, p));
+    let hosts = meant.find_map(|a| match a {
+        Attachment::Hosts(hosts) => Some(hosts),
+        Attachment::NotMeant | Attachment::NotAllowed | Attachment::NoHostname => None,
+    });
+    hosts.unwrap_or_default()
+}
+
+/// What a listener says to a route for one of its parents.
+pub fn attachment(index: &Index, entry: &ListenerEntry, route: &RouteEntry, parent: &ParentRef) -> Attachment {
+    if !entry.is_meant(parent, route.namespace()) {
+        return Attachment::NotMeant;
+    }
+    if !admits(index, &entry.owner.key.namespace, &entry.listener, route) {
+        return Attachment::NotAllowed;
+    }
+    let hosts = common_hosts(entry.listener.hostname.as_deref().unwrap_or(""), route.hostnames());
+    if hosts.is_empty() { Attachment::NoHostname } else { Attachment::Hosts(hosts) }
+}
+
+fn admits(index: &Index, owner_namespace: &str, listener: &Listener, route: &RouteEntry) -> bool {
     let allowed = listener.allowed_routes.as_ref();
     let kinds = allowed.map_or(&[][..], |a| a.kinds.as_slice());
     let kind = kinds.is_empty()
         || kinds.iter().any(|k| k.group.as_deref().unwrap_or(GROUP) == GROUP && k.kind == route.kind());
-    kind && admits_namespace(index, gateway_namespace, allowed.and_then(|a| a.namespaces.as_ref()), route.namespace())
+    kind && servable_kinds(listener).contains(&route.kind())
+        && admits_namespace(index, owner_namespace, allowed.and_then(|a| a.namespaces.as_ref()), route.namespace())
 }
 
 fn admits_namespace(index: &Index, own: &str, allowed: Option<&RouteNamespaces>, namespace: &str) -> bool {
@@ -245,6 +450,18 @@ pub fn is_granted(index: &Index, r: Reference<'_>) -> bool {
             }
             _ => false,
         })
+}
+
+/// Whether a gateway proxy of a namespace may hold what an object there contains: granted to Gateways of the
+/// namespace, or to a ListenerSet that one of them takes listeners from.
+pub fn is_granted_to_gateway(index: &Index, r: Reference<'_>) -> bool {
+    let by_set = |o: &Arc<Object>| {
+        let Spec::ListenerSet(set) = &o.spec else { return false };
+        let from = Reference { from_kind: "ListenerSet", from_namespace: &o.key.namespace, ..r };
+        let mut gateways = index.objects_in(Kind::Gateway, r.from_namespace).filter_map(|g| gateway_entry(index, g));
+        is_granted(index, from) && gateways.any(|g| admits_set(index, &g, o, set))
+    };
+    is_granted(index, r) || index.objects(Kind::ListenerSet).any(by_set)
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 
 use mesh_api::{
     model::{
-        Address, HttpFilter, HttpFilterKind, HttpManager, Listener, Metadata, NetworkFilter, Origin, RouteConfig,
-        RouteSource, RouterFilter, TrafficDirection,
+        Action, Address, HttpFilter, HttpFilterKind, HttpManager, Listener, Metadata, NetworkFilter, Origin,
+        RouteConfig, RouteSource, RouterFilter, TrafficDirection,
     },
     names::{ClusterName, Direction},
 };
@@ -61,6 +61,12 @@ fn complete(request: Request<'_>, host: &str) -> String {
 /// Routes by `outbound|port||host`.
 pub fn routes(request: Request<'_>, name: &str) -> Option<RouteConfig> {
     let parsed = ClusterName::parse(name).filter(|c| c.direction == Direction::Outbound && c.subset.is_empty())?;
-    let host = sidecar_routes::of_service(request, parsed.host, parsed.port)?;
+    let mut host = sidecar_routes::of_service(request, parsed.host, parsed.port)?;
+    for route in &mut host.routes {
+        if let Action::Forward(forward) = &mut route.action {
+            // The only timeout of a route that gRPC's clients read.
+            forward.max_stream_duration = forward.timeout;
+        }
+    }
     Some(RouteConfig { name: name.into(), virtual_hosts: vec![host], ..RouteConfig::default() })
 }

@@ -107,6 +107,7 @@ pub fn rules(entry: &RouteEntry, env: &RouteEnv<'_>) -> Vec<Ranked> {
                 add(rule, all.iter().map(grpc_match).collect());
             }
         }
+        RouteSpec::Tls(_) | RouteSpec::Tcp(_) => {}
     }
     out
 }
@@ -355,8 +356,27 @@ fn failure() -> Action {
     Action::DirectResponse { status: 500, body: "".into() }
 }
 
+/// Why a backend is not used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unusable {
+    /// Another namespace, without a grant.
+    NotPermitted,
+    /// No kind of backend.
+    Kind,
+    /// There is no such service or port.
+    NotFound,
+}
+
 /// Host and port of a backend that exists and may be used.
-fn cluster(b: &BackendRef, entry: &RouteEntry, env: &RouteEnv<'_>) -> Option<(String, u16)> {
+pub fn cluster(b: &BackendRef, entry: &RouteEntry, env: &RouteEnv<'_>) -> Option<(String, u16)> {
+    resolve(b, entry, env.index, env.mesh).ok()
+}
+
+/// Host and port of a backend. `mesh`: backends of other namespaces need no grant.
+///
+/// # Errors
+/// Why it is not used.
+pub fn resolve(b: &BackendRef, entry: &RouteEntry, index: &Index, mesh: bool) -> Result<(String, u16), Unusable> {
     let own = entry.namespace();
     let namespace = b.namespace.as_deref().unwrap_or(own);
     let (group, kind) = (b.group.as_deref().unwrap_or(""), b.kind.as_deref().unwrap_or("Service"));
@@ -368,24 +388,24 @@ fn cluster(b: &BackendRef, entry: &RouteEntry, env: &RouteEnv<'_>) -> Option<(St
         to_namespace: namespace,
         to_name: &b.name,
     };
-    if !env.mesh && !is_granted(env.index, reference) {
-        return None;
+    if !matches!((group, kind), ("", "Service") | (ISTIO_GROUP, "Hostname")) {
+        return Err(Unusable::Kind);
     }
-    let port = b.port?;
-    match (group, kind) {
-        ("", "Service") => {
-            let host = service_host(&b.name, namespace, env.index.domain());
-            let service = env.index.service_entry(&ServiceKey::new(&host, namespace))?;
-            service.service.port(port)?;
-            Some((host, port))
-        }
-        (ISTIO_GROUP, "Hostname") => Some((b.name.to_ascii_lowercase(), port)),
-        _ => None,
+    if !mesh && !is_granted(index, reference) {
+        return Err(Unusable::NotPermitted);
     }
+    let port = b.port.ok_or(Unusable::NotFound)?;
+    if kind == "Hostname" {
+        return Ok((b.name.to_ascii_lowercase(), port));
+    }
+    let host = service_host(&b.name, namespace, index.domain());
+    let service = index.service_entry(&ServiceKey::new(&host, namespace)).ok_or(Unusable::NotFound)?;
+    service.service.port(port).ok_or(Unusable::NotFound)?;
+    Ok((host, port))
 }
 
 fn mirror(m: &RequestMirror, entry: &RouteEntry, env: &RouteEnv<'_>) -> Option<Mirror> {
-    let (host, port) = cluster(&m.backend_ref, entry, env)?;
+    let (host, port) = cluster(&m.backend_ref.clone().into(), entry, env)?;
     let fraction = match (&m.fraction, m.percent) {
         (Some(f), _) => {
             let whole = f64::from(f.denominator.unwrap_or(100).max(1));

@@ -352,7 +352,7 @@ mod tests {
         }
     }
 
-    use mesh_api::model::NetworkFilter;
+    use mesh_api::model::{HttpFilterKind, NetworkFilter};
 
     use super::super::{
         filter_chain::Class,
@@ -365,6 +365,10 @@ mod tests {
     const WORLD: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.1.0.1, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp, port: 5000}, {port: 7000}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: web-1, namespace: shop, labels: {app: web}}\nspec: {}\nstatus: {podIP: 10.0.0.1, phase: Running, conditions: [{type: Ready, status: 'True'}]}\n";
 
     fn all(yaml: &str, view: impl FnOnce(&World) -> ProxyView) -> Vec<Listener> {
+        all_for(yaml, view, true)
+    }
+
+    fn all_for(yaml: &str, view: impl FnOnce(&World) -> ProxyView, native: bool) -> Vec<Listener> {
         let world = World::new(&format!("{WORLD}{yaml}"));
         let view = view(&world);
         let plan = TelemetryPlan::of(world.index(), &view, &objects(world.index(), &view));
@@ -374,10 +378,11 @@ mod tests {
         world.ask(&view, |r| {
             let env = ChainEnv {
                 class: Class::Inbound,
-                native: true,
+                native,
                 telemetry: &plan.server,
                 mesh: r.index.mesh(),
                 settings: &r.view.proxy_config,
+                authentication: None,
                 authorization: Some(&authorization),
             };
             listeners(*r, &env, &authn)
@@ -468,6 +473,17 @@ mod tests {
         assert_eq!(&*routes.virtual_hosts[0].routes[0].operation, "web.shop.svc.cluster.local:80/*");
         let none = super::tests::all("", |w| w.explicit("10.0.0.1", "shop", &[]));
         assert!(none.is_empty(), "without ingress the application keeps its ports");
+    }
+
+    #[test]
+    fn grpc_web_is_translated() {
+        let yaml = "---\napiVersion: v1\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {clusterIP: 10.1.0.2, selector: {app: web}, ports: [{name: grpc-web, port: 81, targetPort: 8081}]}\n";
+        for native in [true, false] {
+            let all = all_for(yaml, captured, native);
+            let chain = all[0].filter_chains.iter().find(|c| &*c.name == "0.0.0.0_8081").unwrap();
+            let NetworkFilter::Http(m) = &chain.filters[0] else { panic!() };
+            assert!(m.filters.iter().any(|f| f.kind == HttpFilterKind::GrpcWeb), "native: {native}");
+        }
     }
 
     #[test]

@@ -18,7 +18,8 @@ use super::{
     gateway, gateway_api, grpc_client, inbound,
     lookups::Relevance,
     outbound,
-    policy::{Authorization, Subject},
+    policy::{self, Authorization, Subject},
+    request_authn,
     scope::Scope,
     telemetry::{self, TelemetryPlan},
     translator::Request,
@@ -269,7 +270,7 @@ impl Listeners {
         };
         let out = self.outbound.get(key, outbound_basis(request), || {
             let plan = plan();
-            outbound::listeners(request, &env(request, Class::Outbound, &plan.client, None))
+            outbound::listeners(request, &env(request, Class::Outbound, &plan.client, (None, None)))
         });
         let binds = view.interception == Interception::None || !request.scope.ingress().is_empty();
         let key = InboundKey {
@@ -283,19 +284,23 @@ impl Listeners {
             let plan = plan();
             let subject = Subject { namespace: &view.namespace, labels: &view.labels, gateway: None };
             let authorization = Authorization::of(index, subject);
+            let tokens = request_authn::of(index, subject, false);
             let authn = index.peer_authn(&view.namespace, &view.labels);
-            let env = env(request, Class::Inbound, &plan.server, Some(&authorization));
+            let env = env(request, Class::Inbound, &plan.server, (tokens.as_ref(), Some(&authorization)));
             inbound::listeners(request, &env, &authn)
         });
         Whole { parts: [Some(out), Some(inn)] }
     }
 }
 
+/// Who looks at requests before they pass: by their tokens, by policies.
+type Guards<'a> = (Option<&'a model::JwtAuthn>, Option<&'a Authorization>);
+
 fn env<'a>(
     request: Request<'a>,
     class: Class,
     telemetry: &'a telemetry::SideTelemetry,
-    authorization: Option<&'a Authorization>,
+    guards: Guards<'a>,
 ) -> ChainEnv<'a> {
     ChainEnv {
         class,
@@ -303,7 +308,8 @@ fn env<'a>(
         telemetry,
         mesh: request.index.mesh(),
         settings: &request.view.proxy_config,
-        authorization,
+        authentication: guards.0,
+        authorization: guards.1,
     }
 }
 
@@ -312,7 +318,9 @@ fn gateway_listeners(request: Request<'_>, plan: &TelemetryPlan) -> Vec<model::L
     let gateway = gateway_api::gateway_name(view);
     let subject = Subject { namespace: &view.namespace, labels: &view.labels, gateway };
     let authorization = Authorization::of(request.index, subject);
-    gateway::listeners(request, &env(request, Class::Gateway, &plan.client, Some(&authorization)))
+    let tokens = request_authn::of(request.index, subject, true);
+    let guards = (tokens.as_ref(), Some(&authorization));
+    gateway::listeners(request, &env(request, Class::Gateway, &plan.client, guards))
 }
 
 fn common(request: Request<'_>, objects: &[Arc<Object>]) -> Common {
@@ -358,13 +366,21 @@ fn outbound_basis(request: Request<'_>) -> Basis {
         mesh: index.mesh_stamped().stamp(),
         scope: scope.stamp(),
         rules: index.rules_stamp(),
-        kinds: stamps(index, &[Kind::Telemetry]),
+        kinds: stamps(index, &[Kind::Telemetry, Kind::HttpRoute, Kind::GrpcRoute, Kind::TlsRoute, Kind::TcpRoute]),
         services: headless.collect(),
     }
 }
 
-fn inbound_basis(request: Request<'_>) -> Basis {
+/// What the proxy serves, authorizers, and services that tell keys of tokens: whether those exist decides who fetches them.
+fn services<B: FromIterator<Stamp>>(request: Request<'_>) -> B {
     let Request { index, view, .. } = request;
+    let served = view.targets.iter().map(|t| t.service.stamp());
+    let keys = index.key_services([&view.namespace, index.mesh().root_namespace()]);
+    served.chain(policy::authorizers(index)).chain(keys).collect()
+}
+
+fn inbound_basis(request: Request<'_>) -> Basis {
+    let index = request.index;
     Basis {
         mesh: index.mesh_stamped().stamp(),
         scope: Stamp::NONE,
@@ -379,12 +395,12 @@ fn inbound_basis(request: Request<'_>) -> Basis {
                 Kind::Sidecar,
             ],
         ),
-        services: view.targets.iter().map(|t| t.service.stamp()).collect(),
+        services: services(request),
     }
 }
 
 fn gateway_basis(request: Request<'_>) -> Basis {
-    let Request { index, view, scope } = request;
+    let Request { index, scope, .. } = request;
     Basis {
         mesh: index.mesh_stamped().stamp(),
         scope: scope.stamp(),
@@ -394,16 +410,22 @@ fn gateway_basis(request: Request<'_>) -> Basis {
             &[
                 Kind::Telemetry,
                 Kind::AuthorizationPolicy,
+                Kind::RequestAuthentication,
                 Kind::IstioGateway,
+                Kind::Ingress,
+                Kind::IngressClass,
                 Kind::Gateway,
                 Kind::GatewayClass,
-                Kind::HttpRoute,
-                Kind::GrpcRoute,
+                Kind::ListenerSet,
+                Kind::TlsRoute,
+                Kind::TcpRoute,
                 Kind::ReferenceGrant,
                 Kind::Namespace,
+                // Of a backend that comes or goes the chains of TLSRoutes and TCPRoutes tell.
+                Kind::Service,
             ],
         ),
-        services: view.targets.iter().map(|t| t.service.stamp()).collect(),
+        services: services(request),
     }
 }
 

@@ -3,16 +3,14 @@
 //! Owns what can be decided at run time by a proxy and what is decided here, because it is known of the proxy (labels,
 //! namespace, gateway, port). Must not know where a request goes.
 
-use std::collections::BTreeMap;
-
 use mesh_api::{
-    crd::networking::{HttpMatch, StringMatch},
+    crd::networking::{CLAIMS, HttpMatch, StringMatch},
     labels::{self, Labels},
-    model::{HeaderMatcher, HeaderValueMatch, Name, PathMatch, QueryMatcher, RouteMatch, StringMatcher},
+    model::{
+        HeaderMatcher, HeaderValueMatch, JWT_FILTER, MetadataMatch, MetadataValue, Name, PathMatch, QueryMatcher,
+        RouteMatch, StringMatcher,
+    },
 };
-
-/// Header names of this form ask for claims of a token.
-const CLAIMS: &str = "@request.auth.claims";
 
 /// What is known of the place a rule is translated for.
 #[derive(Debug, Clone, Copy)]
@@ -115,17 +113,48 @@ fn path(uri: Option<&StringMatch>) -> PathMatch {
     uri.regex.as_deref().map_or_else(any, |r| PathMatch::Regex(r.into()))
 }
 
-/// The run-time part of a match; `None` when it holds a condition that no proxy of ours can check (claims of tokens):
-/// such a rule never matches, which is the safe side.
-pub fn route_match(m: &HttpMatch) -> Option<RouteMatch> {
-    let asks_for_claims = |h: &BTreeMap<String, StringMatch>| h.keys().any(|k| k.starts_with(CLAIMS));
-    if asks_for_claims(&m.headers) || asks_for_claims(&m.without_headers) {
-        return None;
+/// The claim that a header name stands for, outermost key first: `@request.auth.claims.a.b` or `...claims[a][b]`.
+/// Empty: it names none.
+fn claim(name: &str) -> Option<Vec<Name>> {
+    let rest = name.strip_prefix(CLAIMS)?;
+    if let Some(inner) = rest.strip_prefix('[').and_then(|r| r.strip_suffix(']')) {
+        return Some(inner.split("][").map(Name::from).collect());
     }
+    Some(rest.strip_prefix('.').map(|keys| keys.split('.').map(Name::from).collect()).unwrap_or_default())
+}
+
+/// A claim is a text or a list of texts.
+fn claim_match(keys: Vec<Name>, m: &StringMatch, invert: bool) -> MetadataMatch {
+    let value = match string_matcher(m) {
+        Some(text) => {
+            let text = MetadataValue::String(text);
+            MetadataValue::OneOf(vec![text.clone(), MetadataValue::ListOneOf(Box::new(text))])
+        }
+        None => MetadataValue::Present(true),
+    };
+    let path = std::iter::once("payload".into()).chain(keys).collect();
+    MetadataMatch { filter: JWT_FILTER.into(), path, value, invert }
+}
+
+/// The run-time part of a match; `None` when it asks for a claim without naming one: such a rule never matches, which
+/// is the safe side. Where no tokens are checked there are no claims.
+pub fn route_match(m: &HttpMatch) -> Option<RouteMatch> {
+    let mut claims = Vec::new();
+    for (headers, invert) in [(&m.headers, false), (&m.without_headers, true)] {
+        for (name, value) in headers {
+            match claim(name) {
+                Some(keys) if keys.iter().any(|k| k.is_empty()) || keys.is_empty() => return None,
+                Some(keys) => claims.push(claim_match(keys, value, invert)),
+                None => {}
+            }
+        }
+    }
+    let plain = |name: &&String| !name.starts_with(CLAIMS);
     let mut out = RouteMatch::path(path(m.uri.as_ref()));
     out.case_sensitive = !m.ignore_uri_case;
-    out.headers.extend(m.headers.iter().map(|(n, v)| header(n, v)));
-    out.headers.extend(m.without_headers.iter().map(|(n, v)| without(n, v)));
+    out.dynamic_metadata = claims;
+    out.headers.extend(m.headers.iter().filter(|(n, _)| plain(n)).map(|(n, v)| header(n, v)));
+    out.headers.extend(m.without_headers.iter().filter(|(n, _)| plain(n)).map(|(n, v)| without(n, v)));
     out.headers.sort_by(|a, b| a.name.cmp(&b.name));
     let pseudo = [(":method", &m.method), (":authority", &m.authority), (":scheme", &m.scheme)];
     out.headers.extend(pseudo.iter().filter_map(|(n, v)| v.as_ref().map(|v| header(n, v))));
@@ -142,7 +171,8 @@ pub fn is_catch_all(m: &RouteMatch) -> bool {
         PathMatch::PathSeparatedPrefix(p) => &**p == "/",
         _ => false,
     };
-    path && m.headers.is_empty() && m.query.is_empty() && !m.grpc && m.fraction.is_none()
+    let asks = !m.headers.is_empty() || !m.query.is_empty() || !m.dynamic_metadata.is_empty();
+    path && !asks && !m.grpc && m.fraction.is_none()
 }
 
 #[cfg(test)]
@@ -176,9 +206,21 @@ mod tests {
     }
 
     #[test]
-    fn a_star_is_presence_and_claims_never_match() {
+    fn claims_are_conditions_on_the_token() {
+        let m = translate(
+            "headers: {'@request.auth.claims.sub': {exact: me}, x-a: {}}\nwithoutHeaders: {'@request.auth.claims[a.b][c]': {prefix: p}}",
+        );
+        assert_eq!(m.headers.len(), 1);
+        let paths: Vec<String> = m.dynamic_metadata.iter().map(|d| d.path.join("/")).collect();
+        assert_eq!(paths, ["payload/sub", "payload/a.b/c"]);
+        assert_eq!((m.dynamic_metadata[0].invert, m.dynamic_metadata[1].invert), (false, true));
+        assert!(!is_catch_all(&m));
+    }
+
+    #[test]
+    fn a_star_is_presence_and_claims_without_a_name_never_match() {
         assert_eq!(string_matcher(&StringMatch { regex: Some("*".into()), ..Default::default() }), None);
-        let m: HttpMatch = serde_saphyr::from_str("headers: {'@request.auth.claims.sub': {exact: me}}").unwrap();
+        let m: HttpMatch = serde_saphyr::from_str("headers: {'@request.auth.claims': {exact: me}}").unwrap();
         assert_eq!(route_match(&m), None);
     }
 

@@ -3,6 +3,7 @@
 //! [`Translator`] answers streams: it finds the maker of a resource by type and name. The makers are pure functions of
 //! (index, declared subset of the view, name); what they made is kept encoded, shared by all proxies it is the same for.
 
+pub mod backend_tls;
 pub mod cache;
 pub mod clusters;
 pub mod delegate;
@@ -15,6 +16,7 @@ pub mod gateway_api;
 pub mod grpc_client;
 pub mod http_route;
 pub mod inbound;
+pub mod l4_route;
 pub mod listeners;
 pub mod locality;
 pub mod lookups;
@@ -22,16 +24,19 @@ pub mod match_conditions;
 pub mod mesh_routes;
 pub mod outbound;
 pub mod policy;
+mod request_authn;
 pub mod routes;
 pub mod rule_parts;
 pub mod scope;
+mod secret_access;
 pub mod secrets;
 pub mod server_tls;
 pub mod sidecar_routes;
+pub mod status;
 pub mod tcp_routes;
 pub mod telemetry;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod tls;
 mod translator;
 pub mod virtual_service;

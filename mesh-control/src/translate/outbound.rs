@@ -18,6 +18,7 @@ use mesh_api::{
 use super::{
     filter_chain::{ChainEnv, HttpSpec, PLAINTEXT_HTTP_ALPN, chain},
     lookups::Lookups,
+    mesh_routes::Attached,
     scope::{Egress, Scoped},
     sidecar_routes::HTTP_PROXY,
     tcp_routes::{self, Placed, TcpRule, block},
@@ -91,6 +92,7 @@ pub fn listeners(request: Request<'_>, env: &ChainEnv<'_>) -> Vec<Listener> {
         request,
         env,
         lookups: Lookups(request),
+        attached: Attached::every(request.index),
         slots: IndexMap::new(),
         pass: passes(request),
         any: wildcard(request.view),
@@ -170,6 +172,7 @@ struct Builder<'a, 'e> {
     request: Request<'a>,
     env: &'e ChainEnv<'e>,
     lookups: Lookups<'a>,
+    attached: Attached,
     slots: IndexMap<Bind, Slot>,
     pass: bool,
     any: IpAddr,
@@ -390,7 +393,8 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
-    /// Chains of a service that is not HTTP: its VirtualServices' rules, then the service itself.
+    /// Chains of a service that is not HTTP: its VirtualServices' rules, then those of its routes of Gateway API, without
+    /// any the service itself.
     fn tcp_chains(&self, egress: &'a Egress, wanted: &Wanted<'_>) -> Vec<TcpRule> {
         let name = &*wanted.service.key.host;
         let mine: Vec<&Arc<VirtualServiceEntry>> =
@@ -409,8 +413,15 @@ impl<'a> Builder<'a, '_> {
             covered = all;
             out.extend(tcp);
         }
+        let by_name = wanted.by_name && wanted.protocol.is_tls();
+        if !covered
+            && let Some(rules) =
+                self.attached.connections(&self.lookups, wanted.service, wanted.port.port, &wanted.subnets, by_name)
+        {
+            out.extend(rules);
+            covered = true;
+        }
         if !covered {
-            let by_name = wanted.by_name && wanted.protocol.is_tls();
             out.push(TcpRule {
                 server_names: if by_name { vec![wanted.service.key.host.clone()] } else { vec![] },
                 subnets: wanted.subnets.clone(),
@@ -458,8 +469,13 @@ fn finish(request: Request<'_>, env: &ChainEnv<'_>, bind: Bind, slot: Slot, pass
     }
     if mixed {
         out.listener_filters.push(ListenerFilter::HttpInspector { disabled_ports: vec![] });
+        // A proxy that has found chains for cleartext looks at no others: what takes everything else is the last resort.
+        if let Some(at) = chains.iter().position(|c| c.matches == FilterChainMatch::default()) {
+            out.default_filter_chain = Some(chains.remove(at));
+        }
     }
-    if wild && !slot.binds && !chains.iter().any(|c| c.matches == FilterChainMatch::default()) {
+    let taken = out.default_filter_chain.is_some() || chains.iter().any(|c| c.matches == FilterChainMatch::default());
+    if wild && !slot.binds && !taken {
         let other = env.unknown_destination(pass);
         out.default_filter_chain = Some(chain("PassthroughFilterChain", FilterChainMatch::default(), other));
     }
@@ -495,6 +511,7 @@ mod tests {
                 telemetry: &plan.client,
                 mesh: r.index.mesh(),
                 settings: &r.view.proxy_config,
+                authentication: None,
                 authorization: None,
             };
             listeners(*r, &env)
@@ -550,11 +567,10 @@ mod tests {
         assert!(web.default_filter_chain.is_some(), "what is not HTTP passes");
         assert_eq!(routes(get(&all, "10.1.0.1_5000")), ["[(\"outbound|5000||web.shop.svc.cluster.local\", 1)]"]);
         let odd = get(&all, "10.1.0.1_7000");
-        assert_eq!(
-            routes(odd),
-            ["web.shop.svc.cluster.local:7000", "[(\"outbound|7000||web.shop.svc.cluster.local\", 1)]"]
-        );
+        assert_eq!(routes(odd), ["web.shop.svc.cluster.local:7000"]);
         assert_eq!(odd.listener_filters.len(), 2);
+        let rest = odd.default_filter_chain.as_ref().and_then(|c| c.filters.last());
+        assert!(matches!(rest, Some(NetworkFilter::TcpProxy(_))), "what is not HTTP goes to the service as well");
         let tls = get(&all, "0.0.0.0_8443");
         let sni: Vec<_> = tls.filter_chains.iter().map(|c| c.matches.server_names.join(",")).collect();
         assert_eq!(sni, ["ext.test", "other.test"]);

@@ -34,7 +34,7 @@ pub struct Basis {
     scope: Stamp,
     mesh: Stamp,
     rules: Stamp,
-    kinds: [Stamp; 7],
+    kinds: [Stamp; 10],
 }
 
 /// Route configurations of all proxies.
@@ -81,7 +81,10 @@ fn basis(request: Request<'_>) -> Basis {
             of(Kind::GrpcRoute),
             gateway(Kind::ReferenceGrant),
             gateway(Kind::IstioGateway),
+            gateway(Kind::Ingress),
+            gateway(Kind::IngressClass),
             gateway(Kind::Gateway),
+            gateway(Kind::ListenerSet),
             gateway(Kind::GatewayClass),
             gateway(Kind::Namespace),
         ],

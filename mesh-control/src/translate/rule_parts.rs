@@ -10,8 +10,9 @@ use mesh_api::{
     crd::networking as crd,
     labels::Labels,
     model::{
-        Action, AppendAction, CorsPolicy, FaultAbort, FaultFilter, Fraction, HashPolicy, HashSource, HeaderMutation,
-        HeaderOps, HeaderValueOption, Name, Redirect, RedirectPath, RetryOn, RetryPolicy, StringMatcher,
+        Action, AppendAction, Body, CorsPolicy, FaultAbort, FaultFilter, Fraction, HashPolicy, HashSource,
+        HeaderMutation, HeaderOps, HeaderValueOption, Name, Redirect, RedirectPath, RetryOn, RetryPolicy,
+        StringMatcher,
     },
 };
 
@@ -179,8 +180,8 @@ pub fn cors(c: &crd::CorsPolicy) -> CorsPolicy {
     let allow_origins = if c.allow_origins.is_empty() {
         c.allow_origin.iter().map(|o| StringMatcher::exact(o.as_str())).collect()
     } else {
-        let any = || StringMatcher::regex(".*");
-        c.allow_origins.iter().map(|m| string_matcher(m).unwrap_or_else(any)).collect()
+        // One that says nothing is nobody's origin.
+        c.allow_origins.iter().filter_map(string_matcher).collect()
     };
     CorsPolicy {
         allow_origins,
@@ -228,12 +229,12 @@ pub fn redirect(r: &crd::HttpRedirect, port: u16, tls: bool) -> Action {
 pub fn direct_response(d: &crd::DirectResponse) -> Action {
     let bytes = |b: &String| base64::engine::general_purpose::STANDARD.decode(b).ok();
     let body = d.body.as_ref().and_then(|b| match (&b.string, &b.bytes) {
-        (Some(text), _) => Some(text.clone()),
-        (None, Some(b64)) => bytes(b64).map(|b| String::from_utf8_lossy(&b).into_owned()),
+        (Some(text), _) => Some(text.as_str().into()),
+        (None, Some(b64)) => bytes(b64).map(Body::from),
         (None, None) => None,
     });
     let status = if (200..600).contains(&d.status) { d.status } else { 500 };
-    Action::DirectResponse { status, body: body.unwrap_or_default().into() }
+    Action::DirectResponse { status, body: body.unwrap_or_default() }
 }
 
 /// Share of a mirror; `None`: no mirror.
@@ -348,16 +349,18 @@ mod tests {
         ));
         assert_eq!(c.forward_not_matching_preflights, Some(true));
         assert_eq!((&*c.allow_methods, &*c.max_age), ("GET,PUT", "86400"));
+        assert!(cors(&yaml("allowOrigins: [{}]")).allow_origins.is_empty(), "nothing said is not everything");
         assert_eq!(cors(&yaml("unmatchedPreflights: IGNORE")).forward_not_matching_preflights, Some(false));
     }
 
     #[test]
     fn bodies_may_be_base64() {
         let body = |text: &str| match direct_response(&yaml(text)) {
-            Action::DirectResponse { status, body } => (status, body.to_string()),
+            Action::DirectResponse { status, body } => (status, body.to_vec()),
             _ => unreachable!(),
         };
-        assert_eq!(body("status: 418\nbody: {string: tea}"), (418, "tea".to_owned()));
-        assert_eq!(body("status: 200\nbody: {bytes: aGk=}"), (200, "hi".to_owned()));
+        assert_eq!(body("status: 418\nbody: {string: tea}"), (418, b"tea".to_vec()));
+        assert_eq!(body("status: 200\nbody: {bytes: aGk=}"), (200, b"hi".to_vec()));
+        assert_eq!(body("status: 200\nbody: {bytes: /wCA}"), (200, vec![0xff, 0, 0x80]), "no text");
     }
 }

@@ -19,6 +19,7 @@ use parking_lot::RwLock;
 use smallvec::SmallVec;
 
 use crate::{
+    hash::NameMap,
     index::{
         Index, Protocol, Service, ServiceKey, ServicePort, Stamp, Stamped, VirtualServiceEntry, host,
         virtual_services::MESH_GATEWAY,
@@ -92,7 +93,7 @@ pub struct Scope {
     sidecar: Option<Arc<Object>>,
     egress: Vec<Egress>,
     services: Arc<[Scoped]>,
-    by_host: Arc<HashMap<Name, usize>>,
+    by_host: Arc<NameMap<Name, usize>>,
     headless: Arc<[ServiceKey]>,
 }
 
@@ -253,7 +254,7 @@ fn routes_stamp(egress: &[Egress], old: Option<&Scope>) -> Stamp {
 #[derive(Default)]
 struct Union {
     services: Vec<Scoped>,
-    by_host: HashMap<Name, usize>,
+    by_host: NameMap<Name, usize>,
 }
 
 impl Union {

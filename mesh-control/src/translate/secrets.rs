@@ -1,16 +1,21 @@
 //! Secrets of gateways: certificates and trust anchors that Gateways refer to by name.
 //!
 //! Owns names (`kubernetes://NAME`, `kubernetes-gateway://NS/NAME`, `configmap://NS/NAME-cacert`), the keys of Secrets,
-//! and who may have one: authenticated gateways, of their own namespace, or where a ReferenceGrant says so. Workload
-//! certificates are not here: a proxy's own agent serves those.
+//! and where one may lie: in the gateway's own namespace, or where a ReferenceGrant says so. Who may have it is for
+//! `secret_access`. Workload certificates are not here: a proxy's own agent serves those.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use mesh_api::model::{DataSource, Name, PrivateData, Secret, SecretKind, TlsCertificate, ValidationContext};
 
+use parking_lot::Mutex;
+use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
+
 use super::{
+    backend_tls::is_certificates,
     cache::Cache,
-    gateway_api::{Reference, is_granted},
+    gateway_api::{Reference, is_granted_to_gateway},
+    secret_access,
     tls::CA_SUFFIX,
     translator::Request,
 };
@@ -26,37 +31,62 @@ const CERTIFICATE_KEYS: [(&str, &str); 2] = [("tls.crt", "tls.key"), ("cert", "k
 const ROOT_KEYS: [&str; 2] = ["ca.crt", "cacert"];
 /// Key of revocation lists.
 const CRL_KEY: &str = "ca.crl";
+/// Most refusals that are remembered, so that each is logged once.
+const MAX_REFUSALS: usize = 4096;
 
 /// Secrets of all gateways, by namespace.
 #[derive(Debug, Default)]
 pub struct Secrets {
-    cache: Cache<Name, [Stamp; 3]>,
+    cache: Cache<Name, [Stamp; 6]>,
+    /// Proxy, secret and reason.
+    refusals: Mutex<HashSet<(String, Name, String)>>,
 }
 
 impl Secrets {
     /// A secret by name; `None`: there is none, or not for this proxy.
     pub fn generate(&self, request: Request<'_>, name: &str) -> Option<Arc<Encoded>> {
         let view = request.view;
-        if !view.is_gateway() || !view.authenticated {
+        if let Err(why) = secret_access::check(request, name) {
+            self.note_refusal(request, name, why);
             return None;
         }
-        let basis = [Kind::Secret, Kind::ConfigMap, Kind::ReferenceGrant].map(|k| request.index.stamp(k));
+        let kinds =
+            [Kind::Secret, Kind::ConfigMap, Kind::ReferenceGrant, Kind::ListenerSet, Kind::Gateway, Kind::Namespace];
+        let basis = kinds.map(|k| request.index.stamp(k));
         self.cache.get(name, view.namespace.clone(), basis, || {
             secret(request.index, &view.namespace, name).map(|s| Encoded::secret(&s))
         })
+    }
+
+    /// Logs a refusal, once.
+    fn note_refusal(&self, request: Request<'_>, name: &str, why: String) {
+        let view = request.view;
+        let proxy = format!("{}.{}", view.name, view.namespace);
+        let refusal = (proxy, Name::from(name), why);
+        let mut known = self.refusals.lock();
+        if known.contains(&refusal) {
+            return;
+        }
+        if known.len() >= MAX_REFUSALS {
+            known.clear();
+        }
+        known.insert(refusal.clone());
+        drop(known);
+        let (proxy, secret, why) = refusal;
+        tracing::warn!(target: "xds", proxy, account = &*view.service_account, secret = &*secret, "secret refused: {why}");
     }
 }
 
 /// Where a secret lies.
 #[derive(Debug, PartialEq, Eq)]
-struct Place<'a> {
+pub(super) struct Place<'a> {
     config_map: bool,
-    namespace: &'a str,
+    pub(super) namespace: &'a str,
     name: &'a str,
 }
 
 impl<'a> Place<'a> {
-    fn parse(name: &'a str, own_namespace: &'a str) -> Option<Self> {
+    pub(super) fn parse(name: &'a str, own_namespace: &'a str) -> Option<Self> {
         let (scheme, rest) = name.split_once("://")?;
         let config_map = match scheme {
             "kubernetes" | "kubernetes-gateway" => false,
@@ -81,7 +111,7 @@ fn secret(index: &Index, own_namespace: &str, full: &str) -> Option<Secret> {
         to_namespace: place.namespace,
         to_name: object,
     };
-    if !is_granted(index, reference) {
+    if !is_granted_to_gateway(index, reference) {
         return None;
     }
     let kind = if place.config_map {
@@ -115,6 +145,20 @@ fn certificate(secret: &core::Secret) -> Option<TlsCertificate> {
     let pair = |(c, k): (&str, &str)| Some((text(secret, c)?, text(secret, k)?));
     let (chain, key) = CERTIFICATE_KEYS.into_iter().find_map(pair)?;
     Some(TlsCertificate { chain: inline(chain), key: PrivateData(inline(key)) })
+}
+
+/// Whether a Secret holds a certificate and its key.
+pub fn has_certificate(secret: &core::Secret) -> bool {
+    let pair = |(c, k): (&str, &str)| Some((text(secret, c)?, text(secret, k)?));
+    CERTIFICATE_KEYS
+        .into_iter()
+        .find_map(pair)
+        .is_some_and(|(chain, key)| is_certificates(chain) && PrivateKeyDer::from_pem_slice(key.as_bytes()).is_ok())
+}
+
+/// Whether a Secret holds trust anchors.
+pub fn has_anchors(secret: &core::Secret) -> bool {
+    ROOT_KEYS.iter().find_map(|k| text(secret, k)).is_some_and(is_certificates)
 }
 
 fn validation(secret: &core::Secret) -> Option<ValidationContext> {
@@ -159,9 +203,10 @@ mod tests {
 
     #[test]
     fn only_authenticated_gateways_have_secrets() {
-        let world = World::new(YAML);
+        let istio = "---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: gw, namespace: infra}\nspec: {selector: {istio: gw}, servers: [{port: {number: 443, name: https, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, credentialName: web}}]}\n";
+        let world = World::new(&format!("{YAML}{istio}"));
         let secrets = Secrets::default();
-        let mut gateway = world.gateway("10.0.0.9", "infra", &[]);
+        let mut gateway = world.gateway("10.0.0.9", "infra", &[("istio", "gw")]);
         let asks =
             |view: &crate::view::ProxyView| world.ask(view, |r| secrets.generate(*r, "kubernetes://web").is_some());
         assert!(!asks(&gateway));
@@ -169,6 +214,7 @@ mod tests {
         assert!(asks(&gateway));
         let mut sidecar = world.sidecar("10.0.0.8", "infra", &[]);
         sidecar.authenticated = true;
-        assert!(!asks(&sidecar));
+        assert!(!asks(&sidecar) && !asks(&sidecar));
+        assert_eq!(secrets.refusals.lock().len(), 2, "each once");
     }
 }

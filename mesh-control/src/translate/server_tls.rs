@@ -5,8 +5,8 @@
 use mesh_api::{
     crd::networking::{ServerTls, ServerTlsMode, TlsProtocol},
     model::{
-        CertificateSource, CommonTls, DownstreamTls, Name, SanKind, SanMatcher, StringMatcher, TlsVersion, Validation,
-        ValidationContext,
+        CertificateSource, CommonTls, DownstreamTls, Name, SanKind, SanMatcher, SdsSource, StringMatcher, TlsVersion,
+        Validation, ValidationContext,
     },
 };
 
@@ -34,6 +34,25 @@ pub fn context(tls: &ServerTls) -> Option<DownstreamTls> {
     };
     let required = mutual && tls.mode != ServerTlsMode::OptionalMutual;
     Some(DownstreamTls { common, require_client_certificate: required })
+}
+
+/// Whether a server takes its certificate or trust anchors from a secret in the control plane's keeping.
+pub fn refers_to(tls: &ServerTls, secret: &str) -> bool {
+    let mut names = tls.credential_names.iter().chain([&tls.credential_name, &tls.ca_cert_credential_name]);
+    if !names.any(|n| !n.is_empty() && secret.contains(n.as_str())) {
+        return false;
+    }
+    context(tls).is_some_and(|context| takes(&context.common, secret))
+}
+
+/// Whether a context takes a certificate or trust anchors from a secret in the control plane's keeping.
+pub fn takes(tls: &CommonTls, secret: &str) -> bool {
+    let own = tls.certificates.iter().filter_map(|c| match c {
+        CertificateSource::Sds(sds) => Some(sds),
+        CertificateSource::Inline(_) => None,
+    });
+    let roots = tls.validation.iter().filter_map(|v| v.sds.as_ref());
+    own.chain(roots).any(|sds| sds.source == SdsSource::Ads && *sds.name == *secret)
 }
 
 fn certificates(tls: &ServerTls) -> Option<Vec<CertificateSource>> {

@@ -99,7 +99,7 @@ pub fn to_destinations(
 }
 
 /// What the destination's rule says of connections.
-fn settings(proxy: &mut TcpProxy, host: &str, port: u16, subset: &str, lookups: &Lookups<'_>) {
+pub fn settings(proxy: &mut TcpProxy, host: &str, port: u16, subset: &str, lookups: &Lookups<'_>) {
     let Some(scoped) = lookups.0.scope.service(host) else { return };
     let policy = lookups.policy(scoped.service.arc(), port, subset);
     if let Some(tcp) = policy.pool.and_then(|p| p.tcp.as_ref())

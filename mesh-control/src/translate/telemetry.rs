@@ -8,20 +8,24 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use mesh_api::{
     crd::telemetry as crd,
     labels,
-    meshconfig::{AccessLogEncoding, ExtensionProvider, MeshConfig},
+    meshconfig::{AccessLogEncoding, AlsProvider, ExtensionProvider, MeshConfig},
     model::{
-        AccessLog, CustomTag, Fraction, IstioStats, LogFilter, LogFormat, LogSink, Name, TagValue, TraceProvider,
-        Tracing,
+        AccessLog, CustomTag, Fraction, IstioStats, LogFilter, LogFormat, LogSink, LoggedHeaders, Name, TagValue,
+        TraceProvider, Tracing,
     },
     names::{ClusterName, complete_host},
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::{
-    index::Index,
-    source::object::{Object, Spec},
+    index::{Index, policies},
+    source::object::{Kind, Object, Spec},
     view::ProxyView,
 };
+
+use super::{gateway_api::gateway_name, policy::is_gateway};
+
+mod metrics;
 
 /// Istio's default line.
 pub const DEFAULT_TEXT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER% %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n";
@@ -68,8 +72,8 @@ pub struct SideTelemetry {
     pub access_log: Vec<AccessLog>,
     /// Spans.
     pub tracing: Option<Tracing>,
-    /// Metrics; `None`: none.
-    pub stats: Option<IstioStats>,
+    /// Metrics.
+    pub stats: IstioStats,
 }
 
 /// What a workload records.
@@ -88,15 +92,27 @@ impl TelemetryPlan {
         let side = |mode| SideTelemetry {
             access_log: access_logs(index, &specs, mode),
             tracing: tracing(index, view, &specs, mode),
-            stats: stats(index.mesh(), &specs, mode),
+            stats: metrics::stats(index.mesh(), &specs, mode),
         };
         Self { client: side(crd::WorkloadMode::Client), server: side(crd::WorkloadMode::Server) }
     }
 }
 
-/// The Telemetry objects that hold for a proxy, the widest first.
+/// The Telemetry objects that hold for a proxy, the widest first: one of the mesh, the namespace and the workload each,
+/// where a Gateway that the proxy implements counts as a selector does.
 pub fn objects(index: &Index, view: &ProxyView) -> Vec<Arc<Object>> {
-    index.telemetry(&view.namespace, &view.labels).into_iter().cloned().collect()
+    let mut out: Vec<Arc<Object>> = index.telemetry(&view.namespace, &view.labels).into_iter().cloned().collect();
+    let Some(gateway) = gateway_name(view) else { return out };
+    let attached = index.objects_in(Kind::Telemetry, &view.namespace).filter(|o| {
+        spec(o).is_some_and(|t| t.target_ref.iter().chain(&t.target_refs).any(|target| is_gateway(target, gateway)))
+    });
+    let Some(oldest) = attached.min_by(|a, b| a.age_order().cmp(&b.age_order())) else { return out };
+    if let Some(selected) = out.pop_if(|o| policies::selector(o).is_some()) {
+        out.push(if selected.age_order() < oldest.age_order() { selected } else { oldest.clone() });
+    } else {
+        out.push(oldest.clone());
+    }
+    out
 }
 
 fn spec(object: &Object) -> Option<&crd::Telemetry> {
@@ -201,11 +217,9 @@ fn provider_log(index: &Index, active: &Active) -> Option<AccessLog> {
                 let path = if file.path.is_empty() { "/dev/stdout" } else { file.path.as_str() };
                 LogSink::File { path: path.into(), format }
             } else if let Some(als) = &p.envoy_http_als {
-                let cluster = provider_cluster(index, &als.service, als.port);
-                LogSink::Grpc { cluster, log_name: log_name(&als.log_name, "http_envoy_accesslog"), tcp: false }
+                grpc_sink(index, als, "http_envoy_accesslog", false)
             } else if let Some(als) = &p.envoy_tcp_als {
-                let cluster = provider_cluster(index, &als.service, als.port);
-                LogSink::Grpc { cluster, log_name: log_name(&als.log_name, "tcp_envoy_accesslog"), tcp: true }
+                grpc_sink(index, als, "tcp_envoy_accesslog", true)
             } else {
                 let otel = p.envoy_otel_als.as_ref()?;
                 let format = otel.log_format.as_ref();
@@ -215,12 +229,31 @@ fn provider_log(index: &Index, active: &Active) -> Option<AccessLog> {
                     cluster: provider_cluster(index, &otel.service, otel.port),
                     log_name: log_name(&otel.log_name, "otel_envoy_accesslog"),
                     body: body.into(),
-                    attributes: attributes.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect(),
+                    attributes: attributes.map(|(k, v)| (k.clone(), v.clone())).collect(),
+                    filter_state: names(&otel.filter_state_objects_to_log),
                 }
             }
         }
     };
     Some(AccessLog { sink, filter: active.filter.clone().map(LogFilter::Cel) })
+}
+
+fn grpc_sink(index: &Index, als: &AlsProvider, name: &str, tcp: bool) -> LogSink {
+    LogSink::Grpc {
+        cluster: provider_cluster(index, &als.service, als.port),
+        log_name: log_name(&als.log_name, name),
+        tcp,
+        headers: LoggedHeaders {
+            request: names(&als.additional_request_headers_to_log),
+            response: names(&als.additional_response_headers_to_log),
+            trailers: names(&als.additional_response_trailers_to_log),
+        },
+        filter_state: names(&als.filter_state_objects_to_log),
+    }
+}
+
+fn names(texts: &[String]) -> Vec<Name> {
+    texts.iter().map(|t| t.as_str().into()).collect()
 }
 
 fn log_name(own: &str, default: &str) -> Name {
@@ -283,6 +316,12 @@ fn tracing(index: &Index, view: &ProxyView, specs: &[&crd::Telemetry], mode: crd
     })
 }
 
+/// `{name, value}`; values from the environment are not known here.
+fn sent_headers(headers: &[serde_json::Value]) -> Vec<(Name, Name)> {
+    let text = |header: &serde_json::Value, key: &str| header.get(key)?.as_str().map(Name::from);
+    headers.iter().filter_map(|h| Some((text(h, "name")?, text(h, "value")?))).collect()
+}
+
 fn exporter(index: &Index, view: &ProxyView, p: &ExtensionProvider) -> Option<TraceProvider> {
     let canonical = labels::canonical_name(&view.labels, workload_name(view));
     let service_name: Name = format!("{canonical}.{}", view.namespace).into();
@@ -300,12 +339,14 @@ fn exporter(index: &Index, view: &ProxyView, p: &ExtensionProvider) -> Option<Tr
                 .into(),
                 service_name,
                 timeout: http.timeout.map_or(Duration::from_secs(10), |d| d.0),
+                headers: sent_headers(&http.headers),
             },
             None => TraceProvider::OtlpGrpc {
                 cluster,
                 authority: host.into(),
                 service_name,
                 timeout: o.grpc.as_ref().and_then(|g| g.timeout).map_or(Duration::from_secs(10), |d| d.0),
+                headers: sent_headers(o.grpc.as_ref().map_or(&[], |g| &g.initial_metadata)),
             },
         });
     }
@@ -350,79 +391,6 @@ fn custom_tag(name: &str, tag: &crd::CustomTag) -> Option<CustomTag> {
     Some(CustomTag { tag: name.into(), value })
 }
 
-// ---- metrics ----
-
-/// Metrics as Prometheus reads them, unless a Telemetry object turns the provider or every metric off.
-fn stats(mesh: &MeshConfig, specs: &[&crd::Telemetry], mode: crd::WorkloadMode) -> Option<IstioStats> {
-    let is_prometheus =
-        |name: &str| name == "prometheus" || provider(mesh, name).is_some_and(|p| p.prometheus.is_some());
-    let defaults = mesh.default_providers.as_ref().map_or(&[][..], |d| d.metrics.as_slice());
-    let mut on = defaults.is_empty() || defaults.iter().any(|n| is_prometheus(n));
-    let mut metrics: Vec<Value> = Vec::new();
-    for entry in specs.iter().flat_map(|s| &s.metrics) {
-        if !entry.providers.is_empty() {
-            on = entry.providers.iter().any(|p| is_prometheus(&p.name));
-        }
-        for o in entry.overrides.iter().filter(|o| applies_to_metrics(o, mode)) {
-            let name = o.matches.as_ref().map(metric_name).unwrap_or_default();
-            let off = o.disabled.unwrap_or(false);
-            if name.is_empty() && o.tag_overrides.is_empty() {
-                on = !off;
-                continue;
-            }
-            let mut member = Map::new();
-            if !name.is_empty() {
-                member.insert("name".into(), name.into());
-            }
-            if off {
-                member.insert("drop".into(), true.into());
-            }
-            let (mut dimensions, mut removed) = (Map::new(), Vec::new());
-            for (tag, change) in &o.tag_overrides {
-                if change.operation == crd::TagOperation::Remove {
-                    removed.push(Value::from(tag.as_str()));
-                } else {
-                    dimensions.insert(tag.clone(), change.value.as_str().into());
-                }
-            }
-            if !dimensions.is_empty() {
-                member.insert("dimensions".into(), Value::Object(dimensions));
-            }
-            if !removed.is_empty() {
-                member.insert("tags_to_remove".into(), Value::Array(removed));
-            }
-            metrics.push(Value::Object(member));
-        }
-    }
-    let config = if metrics.is_empty() { json!({}) } else { json!({ "metrics": metrics }) };
-    on.then_some(IstioStats { config })
-}
-
-fn applies_to_metrics(o: &crd::MetricsOverride, mode: crd::WorkloadMode) -> bool {
-    o.matches.as_ref().is_none_or(|m| m.mode == crd::WorkloadMode::ClientAndServer || m.mode == mode)
-}
-
-/// Name of a metric in the filter's configuration; empty: all.
-fn metric_name(m: &crd::MetricSelector) -> &str {
-    use crd::IstioMetric as M;
-    if let Some(own) = &m.custom_metric {
-        return own;
-    }
-    match m.metric.unwrap_or_default() {
-        M::AllMetrics => "",
-        M::RequestCount => "requests_total",
-        M::RequestDuration => "request_duration_milliseconds",
-        M::RequestSize => "request_bytes",
-        M::ResponseSize => "response_bytes",
-        M::TcpOpenedConnections => "tcp_connections_opened_total",
-        M::TcpClosedConnections => "tcp_connections_closed_total",
-        M::TcpSentBytes => "tcp_sent_bytes_total",
-        M::TcpReceivedBytes => "tcp_received_bytes_total",
-        M::GrpcRequestMessages => "request_messages_total",
-        M::GrpcResponseMessages => "response_messages_total",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::World;
@@ -453,7 +421,7 @@ mod tests {
     fn nothing_but_metrics_without_a_word() {
         let p = plan("");
         assert!(p.client.access_log.is_empty() && p.client.tracing.is_none());
-        assert!(p.client.stats.is_some() && p.server.stats.is_some());
+        assert_eq!((p.client.stats, p.server.stats), Default::default());
     }
 
     #[test]
@@ -478,7 +446,46 @@ mod tests {
             );
         let p = plan(&yaml);
         assert!(p.server.access_log.is_empty());
+        assert_eq!(p.client.access_log.len(), 1);
         assert_eq!(p.client.access_log[0].filter, Some(LogFilter::Cel("response.code >= 400".into())));
+    }
+
+    #[test]
+    fn logs_go_to_collectors_with_what_is_asked_for() {
+        let yaml = mesh(
+            "extensionProviders:\n- name: als\n  envoyHttpAls: {service: als.obs.svc.cluster.local, port: 9000, additionalRequestHeadersToLog: [x-a]}\n- name: otel\n  envoyOtelAls: {service: otel.obs.svc.cluster.local, port: 4317, logFormat: {labels: {code: '%RESPONSE_CODE%', in: {path: '%REQ(:PATH)%'}}}}\n",
+        ) + &telemetry(
+            "mesh",
+            "istio-system",
+            "accessLogging: [{providers: [{name: als}, {name: otel}, {name: envoy}]}]",
+        );
+        let sinks: Vec<LogSink> = plan(&yaml).server.access_log.into_iter().map(|l| l.sink).collect();
+        let [LogSink::Grpc { headers, tcp: false, .. }, LogSink::Otlp { attributes, .. }, LogSink::File { .. }] =
+            &sinks[..]
+        else {
+            panic!("{sinks:?}")
+        };
+        assert_eq!(headers.request, ["x-a".into()]);
+        assert_eq!(attributes["in"]["path"], "%REQ(:PATH)%");
+    }
+
+    #[test]
+    fn a_gateway_has_what_is_attached_to_it() {
+        let attached = "targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: gw}]\naccessLogging: [{providers: [{name: envoy}]}]";
+        let other = attached.replace("name: gw", "name: other");
+        let names = |yaml: &str, gateway: &str| -> Vec<String> {
+            let world = World::new(yaml);
+            let view = world.gateway("10.0.0.9", "shop", &[(super::super::gateway_api::GATEWAY_NAME, gateway)]);
+            objects(world.index(), &view).iter().map(|o| o.key.name.to_string()).collect()
+        };
+        let yaml = telemetry("wide", "shop", "accessLogging: [{disabled: true}]")
+            + &telemetry("b-attached", "shop", attached)
+            + &telemetry("a-other", "shop", &other);
+        assert_eq!(names(&yaml, "gw"), ["wide", "b-attached"]);
+        assert_eq!(names(&yaml, "none"), ["wide"]);
+        let selecting = "selector: {matchLabels: {gateway.networking.k8s.io/gateway-name: gw}}\nmetrics: []";
+        assert_eq!(names(&(yaml.clone() + &telemetry("a-selects", "shop", selecting)), "gw"), ["wide", "a-selects"]);
+        assert_eq!(names(&(yaml + &telemetry("c-selects", "shop", selecting)), "gw"), ["wide", "b-attached"]);
     }
 
     #[test]
@@ -488,7 +495,7 @@ mod tests {
         ) + &telemetry(
             "mesh",
             "istio-system",
-            "tracing: [{providers: [{name: otel}], randomSamplingPercentage: 25, customTags: {env: {literal: {value: test}}}}]\nmetrics: [{overrides: [{match: {metric: REQUEST_COUNT, mode: SERVER}, tagOverrides: {request_host: {value: request.host}, source_app: {operation: REMOVE}}}, {match: {metric: REQUEST_SIZE}, disabled: true}]}]",
+            "tracing: [{providers: [{name: otel}], randomSamplingPercentage: 25, customTags: {env: {literal: {value: test}}}}]",
         );
         let p = plan(&yaml);
         let t = p.client.tracing.as_ref().unwrap();
@@ -496,11 +503,5 @@ mod tests {
         let Some(TraceProvider::OtlpGrpc { cluster, service_name, .. }) = &t.provider else { panic!() };
         assert_eq!((&**cluster, &**service_name), ("outbound|4317||tempo.obs.svc.cluster.local", "web.shop"));
         assert!(t.tags.iter().any(|t| &*t.tag == "env") && t.tags.iter().any(|t| &*t.tag == "istio.canonical_service"));
-        let config = &p.server.stats.as_ref().unwrap().config;
-        assert_eq!(
-            config["metrics"][0],
-            json!({"name": "requests_total", "dimensions": {"request_host": "request.host"}, "tags_to_remove": ["source_app"]})
-        );
-        assert_eq!(p.client.stats.as_ref().unwrap().config["metrics"][0]["drop"], true);
     }
 }

@@ -10,7 +10,7 @@ use mesh_api::{
 
 use super::{Request, Scope, Translator};
 use crate::{
-    index::{Index, IndexWriter, Options},
+    index::{ChangeSet, Index, IndexWriter, Options},
     source::{manifest, object::ObjectChange},
     view::ProxyView,
 };
@@ -36,7 +36,12 @@ impl World {
             assert!(!reading.refused(), "{:?}", reading.findings);
             changes.extend(reading.object.map(|o| ObjectChange::Upsert(Arc::new(o))));
         }
-        self.writer.apply(changes);
+        self.change(changes);
+    }
+
+    /// Applies changes.
+    pub(crate) fn change(&mut self, changes: Vec<ObjectChange>) -> ChangeSet {
+        self.writer.apply(changes)
     }
 
     pub(crate) fn index(&self) -> &Index {

@@ -159,6 +159,10 @@ fn simple(cluster: &mut Cluster, tls: &ClientTls, how: &Origination<'_>, http2: 
         }
         credential(&tls.credential_name, CA_SUFFIX)
     };
+    let roots = match tls.ca_cert_credential_name.as_str() {
+        "" => roots,
+        own => credential(own, CA_SUFFIX),
+    };
     if !skip {
         let mut inline = names(&wanted);
         if !tls.ca_crl.is_empty() {
@@ -196,4 +200,22 @@ pub fn automatic(cluster: &mut Cluster, tls: UpstreamTls) {
         },
         TlsMatch { name: "tlsMode-disabled".into(), labels: BTreeMap::new(), tls: None },
     ];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trust_anchors_of_their_own_replace_those_of_the_credential_and_the_systems() {
+        for more in ["", ", credentialName: web", ", caCertificates: /etc/ca.pem"] {
+            let rule = format!("{{mode: SIMPLE, caCertCredentialName: anchors{more}}}");
+            let tls: ClientTls = mesh_api::yaml::from_str(&rule).unwrap();
+            let mut cluster = Cluster::new("a", Discovery::Eds { service: "a".into() });
+            let how = Origination { sni: "", server_names: &[], declared_names: &[], defaults: None };
+            originate(&mut cluster, &tls, &how);
+            let sds = cluster.tls.and_then(|t| t.common.validation).and_then(|v| v.sds);
+            assert_eq!(sds, Some(credential("anchors", CA_SUFFIX)), "{rule}");
+        }
+    }
 }

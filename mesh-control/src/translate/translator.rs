@@ -194,6 +194,10 @@ fn of_services(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> A
     }
     out = with_hosts(out, request, change, TypeUrl::Cluster, &clusters);
     out = with_hosts(out, request, change, TypeUrl::Endpoints, &assignments);
+    if !change.services.is_empty() && request.view.is_gateway() {
+        // With a service the rules for it come into use, and the credentials that they name.
+        out = out.with_all(TypeUrl::Secret);
+    }
     // Gateways look beyond their scope (backends that exist or not).
     let seen = !request.view.is_sidecar() || change.since.covers(request.scope.services_stamp());
     if !change.services.is_empty() && seen {
@@ -209,6 +213,10 @@ fn of_services(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> A
 fn of_rules(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Affected {
     if change.rules.is_empty() {
         return out;
+    }
+    if request.view.is_gateway() {
+        // Rules name credentials.
+        out = out.with_all(TypeUrl::Secret);
     }
     let mut hosts: BTreeSet<&Name> = BTreeSet::new();
     for pattern in change.rules.keys() {
@@ -269,7 +277,13 @@ fn of_objects(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Af
                     out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route)
                 }
             }
-            Kind::IstioGateway | Kind::Gateway | Kind::GatewayClass | Kind::Namespace | Kind::Ingress => {
+            Kind::IstioGateway
+            | Kind::Gateway
+            | Kind::GatewayClass
+            | Kind::ListenerSet
+            | Kind::Namespace
+            | Kind::Ingress
+            | Kind::IngressClass => {
                 if view.is_gateway() {
                     let out = if key.kind == Kind::IstioGateway { out.with_all(TypeUrl::Cluster) } else { out };
                     out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route).with_all(TypeUrl::Secret)
@@ -278,6 +292,12 @@ fn of_objects(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Af
                 }
             }
             Kind::HttpRoute | Kind::GrpcRoute => out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route),
+            Kind::TlsRoute | Kind::TcpRoute => out.with_all(TypeUrl::Listener),
+            Kind::BackendTlsPolicy => out.with_all(TypeUrl::Cluster),
+            // Trust anchors of BackendTLSPolicies, which are of their own namespace, stand in clusters.
+            Kind::ConfigMap if index.objects_in(Kind::BackendTlsPolicy, &key.namespace).next().is_some() => {
+                out.with_all(TypeUrl::Secret).with_all(TypeUrl::Cluster)
+            }
             Kind::ReferenceGrant => out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route).with_all(TypeUrl::Secret),
             Kind::Secret | Kind::ConfigMap => out.with_all(TypeUrl::Secret),
             Kind::AuthorizationPolicy | Kind::RequestAuthentication | Kind::Telemetry | Kind::ProxyConfig if here => {

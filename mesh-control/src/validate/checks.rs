@@ -24,6 +24,11 @@ impl Report {
         self.findings.push(Finding::warning(field, message));
     }
 
+    /// One with a code of its own.
+    pub(super) fn push(&mut self, finding: Finding) {
+        self.findings.push(finding);
+    }
+
     pub(super) fn name(&mut self, key: &ObjectKey) {
         if !dns_subdomain(&key.name) {
             self.error("metadata.name", format!("{:?} is not a DNS name (a-z, 0-9, '-', '.')", key.name));
@@ -97,9 +102,51 @@ impl Report {
     }
 
     pub(super) fn header_name(&mut self, field: &str, name: &str) {
-        let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:".contains(&b);
-        if name.is_empty() || !name.bytes().all(token) {
+        let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        // A colon is the first character of a pseudo-header and stands nowhere else.
+        let bare = name.strip_prefix(':').unwrap_or(name);
+        if bare.is_empty() || !bare.bytes().all(token) {
             self.error(field, format!("{name:?} is not a header name"));
+        }
+    }
+
+    /// A value to write: what no proxy takes would cost every route of a port its change.
+    pub(super) fn header_value(&mut self, field: &str, value: &str) {
+        if value.bytes().any(|b| b.is_ascii_control() && b != b'\t') {
+            self.error(field, format!("{value:?} holds a control character"));
+        }
+        let mut rest = value;
+        while let Some((_, after)) = rest.split_once('%') {
+            let operator = after.trim_start_matches(|c: char| c.is_ascii_uppercase() || c == '_' || c.is_ascii_digit());
+            let closed = match operator.strip_prefix('(') {
+                Some(argument) => argument.split_once(')').and_then(|(_, tail)| tail.split_once('%')),
+                None => operator.split_once('%').filter(|(length, _)| length.is_empty() || length.starts_with(':')),
+            };
+            let Some((_, tail)) = closed else {
+                self.error(
+                    field,
+                    format!("{value:?}: '%' begins an operator like %REQ(x)%; by itself it is written %%"),
+                );
+                return;
+            };
+            rest = tail;
+        }
+    }
+
+    /// What a match of a regular expression is replaced with: `\\1` is its first group.
+    pub(super) fn substitution(&mut self, field: &str, text: &str, pattern: &str) {
+        let groups = regex::bytes::Regex::new(pattern).map_or(usize::MAX, |r| r.captures_len());
+        let mut chars = text.chars();
+        while let Some(c) = chars.next() {
+            if c != '\\' {
+                continue;
+            }
+            match chars.next() {
+                Some('\\') => {}
+                Some(d) if d.to_digit(10).is_some_and(|d| (d as usize) < groups) => {}
+                Some(d) if d.is_ascii_digit() => self.error(field, format!("the expression has no group {d}")),
+                _ => self.error(field, "a backslash is followed by the number of a group or a backslash"),
+            }
         }
     }
 

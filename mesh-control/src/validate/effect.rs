@@ -1,6 +1,7 @@
 //! The one table of fields that are known, and read, but have no effect yet. A field leaves the table with the change
 //! that gives it its effect.
 
+use mesh_api::crd::gateway_api;
 use serde_json::Value;
 
 use super::Finding;
@@ -9,46 +10,213 @@ use crate::source::object::Kind;
 /// Kind, path of the field (`[]`: every item), and what is to be said.
 type Row = (Kind, &'static str, &'static str);
 
+/// What a proxy has from the one who starts it.
+const AT_START: &str = "proxies have it from their flags and environment; defaultConfig is not handed to them yet";
+
+/// What our own proxy writes.
+const FILES_ONLY: &str = "mesh-proxy writes access logs to files and streams only yet; stock Envoy sends them";
+
+/// Of a balancer.
+const NO_LOAD_REPORTS: &str = "the load that endpoints report is not read yet";
+
+/// Of outlier detection.
+const NO_PERCENTAGE: &str = "endpoints are not ejected by their share of failures yet";
+
+/// Of the TLS of a server.
+const NOT_TO_SERVERS: &str = "is not handed to servers yet";
+
 /// Fields without effect.
 const TABLE: &[Row] = &[
-    (Kind::AuthorizationPolicy, "spec.provider", "external authorizers are not asked yet"),
+    (Kind::ConfigMap, "data.mesh.ca", "certificates come from this control plane"),
+    (Kind::ConfigMap, "data.mesh.caCertificates", "further trust anchors are not handed to proxies yet"),
+    (Kind::ConfigMap, "data.mesh.certificates", "was removed from Istio"),
+    (Kind::ConfigMap, "data.mesh.configSources", "configuration comes from where the flags say"),
+    (Kind::ConfigMap, "data.mesh.enableEnvoyAccessLogService", "name an access log service in extensionProviders"),
+    (Kind::ConfigMap, "data.mesh.enablePrometheusMerge", "metrics of applications are not merged yet"),
+    (Kind::ConfigMap, "data.mesh.hboneIdleTimeout", "HBONE is not spoken yet"),
+    (Kind::ConfigMap, "data.mesh.meshMTLS.cipherSuites", "TLS between workloads is 1.3 with its own suites"),
+    (Kind::ConfigMap, "data.mesh.meshMTLS.minProtocolVersion", "TLS between workloads is 1.3 always"),
+    (Kind::ConfigMap, "data.mesh.serviceEntryVisibility", "ServiceEntries are visible by their exportTo"),
+    (Kind::ConfigMap, "data.mesh.serviceScopeConfigs", "is for ambient meshes"),
+    (Kind::ConfigMap, "data.mesh.serviceSettings", "there is one cluster"),
+    (Kind::ConfigMap, "data.mesh.thriftConfig", "was removed from Istio"),
+    (Kind::ConfigMap, "data.mesh.tlsDefaults.minProtocolVersion", "servers say their own least version"),
+    (Kind::ConfigMap, "data.mesh.verifyCertificateAtClient", "clients verify certificates always"),
+    (Kind::ConfigMap, "data.mesh.zoneAwareLbSetting", "is read from DestinationRules only yet"),
+    (Kind::ConfigMap, "data.mesh.extensionProviders[].datadog", "this provider is not used yet"),
+    (Kind::ConfigMap, "data.mesh.extensionProviders[].envoyHttpAls", FILES_ONLY),
+    (Kind::ConfigMap, "data.mesh.extensionProviders[].envoyOtelAls", FILES_ONLY),
+    (Kind::ConfigMap, "data.mesh.extensionProviders[].envoyTcpAls", FILES_ONLY),
+    (Kind::ConfigMap, "data.mesh.extensionProviders[].lightstep", "was removed from Istio"),
+    (Kind::ConfigMap, "data.mesh.extensionProviders[].opencensus", "was removed from Istio"),
+    (Kind::ConfigMap, "data.mesh.extensionProviders[].sds", "this provider is not used yet"),
+    (Kind::ConfigMap, "data.mesh.extensionProviders[].skywalking", "this provider is not used yet"),
+    (Kind::ConfigMap, "data.mesh.extensionProviders[].stackdriver", "this provider is not used yet"),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.availabilityZone", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.binaryPath", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.caCertificatesPem", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.concurrency", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.configPath", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.connectionSettings", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.controlPlaneAuthPolicy", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.customConfigFile", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.discoveryAddress", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.discoveryRefreshDelay", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.drainDuration", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.envoyAccessLogService", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.envoyMetricsService", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.extraStatTags", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.fileFlushInterval", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.fileFlushMinSizeKb", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.holdApplicationUntilProxyStarts", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.image", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.interceptionMode", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.meshId", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.parentShutdownDuration", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.privateKeyProvider", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.proxyAdminPort", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.proxyBootstrapTemplatePath", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.proxyMetadata", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.proxyStatsMatcher", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.readinessProbe", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.runtimeValues", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.sds", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.serviceCluster", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.statNameLength", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.statsCompression", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.statsdUdpAddress", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.statusPort", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.terminationDrainDuration", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.tracingServiceName", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.zipkin", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.zipkinAddress", AT_START),
+    (Kind::ConfigMap, "data.meshNetworks", "there is one network"),
+    (Kind::DestinationRule, "spec.trafficPolicy.loadBalancer.backendUtilization", NO_LOAD_REPORTS),
+    (Kind::DestinationRule, "spec.trafficPolicy.outlierDetection.failurePercentageThreshold", NO_PERCENTAGE),
+    (Kind::DestinationRule, "spec.trafficPolicy.portLevelSettings[].loadBalancer.backendUtilization", NO_LOAD_REPORTS),
+    (
+        Kind::DestinationRule,
+        "spec.trafficPolicy.portLevelSettings[].outlierDetection.failurePercentageThreshold",
+        NO_PERCENTAGE,
+    ),
+    (Kind::DestinationRule, "spec.subsets[].trafficPolicy.loadBalancer.backendUtilization", NO_LOAD_REPORTS),
+    (Kind::DestinationRule, "spec.subsets[].trafficPolicy.outlierDetection.failurePercentageThreshold", NO_PERCENTAGE),
+    (
+        Kind::DestinationRule,
+        "spec.subsets[].trafficPolicy.portLevelSettings[].loadBalancer.backendUtilization",
+        NO_LOAD_REPORTS,
+    ),
+    (
+        Kind::DestinationRule,
+        "spec.subsets[].trafficPolicy.portLevelSettings[].outlierDetection.failurePercentageThreshold",
+        NO_PERCENTAGE,
+    ),
     (Kind::DestinationRule, "spec.trafficPolicy.tunnel", "tunnels are not opened yet"),
-    (Kind::DestinationRule, "spec.trafficPolicy.proxyProtocol", "is not sent to upstreams yet"),
-    (Kind::DestinationRule, "spec.trafficPolicy.retryBudget", "retries are not limited by a budget yet"),
     (Kind::DestinationRule, "spec.subsets[].trafficPolicy.tunnel", "tunnels are not opened yet"),
+    (Kind::Gateway, "spec.defaultScope", "routes attach by parentRefs only"),
+    (Kind::Gateway, "spec.tls.backend", "gateways present no certificate to backends yet"),
     (Kind::Gateway, "spec.addresses", "addresses are what the gateway's process listens on"),
     (Kind::Gateway, "spec.infrastructure", "gateways are not deployed yet"),
     (Kind::HttpRoute, "spec.rules[].sessionPersistence", "sessions do not stick yet"),
     (Kind::GrpcRoute, "spec.rules[].sessionPersistence", "sessions do not stick yet"),
-    (Kind::Ingress, "spec", "Ingress objects are not translated yet"),
+    (Kind::HttpRoute, "spec.useDefaultGateways", "routes attach by parentRefs only"),
+    (Kind::GrpcRoute, "spec.useDefaultGateways", "routes attach by parentRefs only"),
+    (Kind::TlsRoute, "spec.useDefaultGateways", "routes attach by parentRefs only"),
+    (Kind::TcpRoute, "spec.useDefaultGateways", "routes attach by parentRefs only"),
+    (Kind::BackendTlsPolicy, "spec.options", "there are none"),
+    (Kind::Ingress, "spec.defaultBackend", "as under Istio, requests that no rule takes are answered 404"),
+    (Kind::Ingress, "spec.rules[].http.paths[].backend.resource", "only services are backends"),
+    (Kind::IstioGateway, "spec.servers[].defaultEndpoint", "unbound traffic of a server leads nowhere yet"),
+    (Kind::IstioGateway, "spec.servers[].tls.alpnProtocols", NOT_TO_SERVERS),
+    (Kind::IstioGateway, "spec.servers[].tls.ecdhCurves", NOT_TO_SERVERS),
+    (Kind::Sidecar, "spec.ingress[].tls.alpnProtocols", NOT_TO_SERVERS),
+    (Kind::Sidecar, "spec.ingress[].tls.ecdhCurves", NOT_TO_SERVERS),
     (Kind::ProxyConfig, "spec", "is not merged into proxies' settings yet"),
-    (Kind::RequestAuthentication, "spec.jwtRules", "tokens are not checked yet"),
-    (Kind::Sidecar, "spec.inboundConnectionPool", "inbound connections are not limited yet"),
-    (Kind::Telemetry, "spec.metrics", "metrics are Istio's defaults; overrides are not applied yet"),
+    (Kind::Telemetry, "spec.tracing[].disableContextPropagation", "trace context is passed on always"),
+    (Kind::Telemetry, "spec.tracing[].useRequestIdForTraceSampling", "sampling does not look at request ids"),
+    (Kind::VirtualService, "spec.http[].fault.delay.exponentialDelay", "only fixedDelay delays requests"),
     (Kind::VirtualService, "spec.http[].match[].statPrefix", "routes have no statistics of their own yet"),
-    (Kind::WorkloadGroup, "spec.probe", "workloads of a group are not probed yet"),
+    (Kind::WorkloadGroup, "spec", "workloads do not register by group yet: write a WorkloadEntry for each"),
 ];
 
+/// As [`Row`], for fields of which only some values have none.
+type ValueRow = (Kind, &'static str, fn(&Value) -> bool, &'static str);
+
+const NO_UDP: &str = "UDPRoutes are not read yet: nothing listens there";
+
+/// Values without effect.
+const VALUES: &[ValueRow] = &[
+    (
+        Kind::ConfigMap,
+        "data.mesh.outboundTrafficPolicy.mode",
+        |v| v == "ALLOW_ANY_DYNAMIC_DNS",
+        "hosts that nobody declares are not resolved; it counts as ALLOW_ANY",
+    ),
+    (Kind::Gateway, "spec.listeners[].protocol", |v| v == "UDP", NO_UDP),
+    (Kind::ListenerSet, "spec.listeners[].protocol", |v| v == "UDP", NO_UDP),
+    (
+        Kind::ServiceEntry,
+        "spec.resolution",
+        |v| v == "DYNAMIC_DNS",
+        "names are not resolved when a client asks for them yet; it counts as NONE",
+    ),
+    (Kind::Telemetry, "spec.targetRef", is_no_gateway, ONLY_GATEWAYS),
+    (Kind::Telemetry, "spec.targetRefs[]", is_no_gateway, ONLY_GATEWAYS),
+];
+
+const ONLY_GATEWAYS: &str = "Telemetry is attached to Gateways of gateway.networking.k8s.io and to workloads that a \
+    selector names; other targets are for waypoints, which this mesh does not have";
+
+/// Values without effect where somebody counts on being protected.
+const UNPROTECTED: &[ValueRow] = &[
+    (Kind::AuthorizationPolicy, "spec.targetRef", is_no_gateway, WAYPOINTS),
+    (Kind::AuthorizationPolicy, "spec.targetRefs[]", is_no_gateway, WAYPOINTS),
+    (Kind::RequestAuthentication, "spec.targetRef", is_no_gateway, NO_TOKENS),
+    (Kind::RequestAuthentication, "spec.targetRefs[]", is_no_gateway, NO_TOKENS),
+];
+
+const NO_TOKENS: &str = "no token is checked by this object here: tokens are checked at Gateways of \
+    gateway.networking.k8s.io and at workloads that a selector names; other targets are for waypoints, which this mesh \
+    does not have";
+
+const WAYPOINTS: &str = "nothing is allowed or denied by this policy here: policies are enforced at Gateways of \
+    gateway.networking.k8s.io and at workloads that a selector names; other targets are for waypoints, which this mesh \
+    does not have";
+
+fn is_no_gateway(target: &Value) -> bool {
+    target.get("kind").is_none_or(|k| k != "Gateway") || target.get("group").is_none_or(|g| g != gateway_api::GROUP)
+}
+
+/// A protocol, or the name of a port that begins with one.
 /// What of a manifest has no effect.
 pub fn without_effect(kind: Kind, manifest: &Value) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (_, path, why) in TABLE.iter().filter(|(k, ..)| *k == kind) {
-        find(manifest, path, String::new(), &mut |field| {
+        find(manifest, path, String::new(), &mut |field, _| {
             findings.push(Finding::info(field, format!("has no effect: {why}")));
+        });
+    }
+    let rows = VALUES.iter().map(|row| (row, false)).chain(UNPROTECTED.iter().map(|row| (row, true)));
+    for ((_, path, applies, why), loud) in rows.filter(|((k, ..), _)| *k == kind) {
+        let level = if loud { Finding::warning } else { Finding::info };
+        find(manifest, path, String::new(), &mut |field, value| {
+            if applies(value) {
+                findings.push(level(field, format!("has no effect: {why}")));
+            }
         });
     }
     findings
 }
 
-/// Calls back with the concrete path of every place where `path` leads.
-fn find(value: &Value, path: &str, so_far: String, found: &mut impl FnMut(String)) {
+/// Calls back with the concrete path, and what is there, of every place where `path` leads.
+fn find(value: &Value, path: &str, so_far: String, found: &mut impl FnMut(String, &Value)) {
     let (step, rest) = path.split_once('.').map_or((path, ""), |(s, r)| (s, r));
     let key = step.trim_end_matches("[]");
     let Some(child) = value.get(key) else { return };
     let here = if so_far.is_empty() { key.to_owned() } else { format!("{so_far}.{key}") };
     let mut next = |child: &Value, here: String| {
         if rest.is_empty() {
-            found(here);
+            found(here, child);
         } else {
             find(child, rest, here, found);
         }
@@ -72,5 +240,39 @@ mod tests {
         let fields: Vec<_> = without_effect(Kind::VirtualService, &manifest).into_iter().map(|f| f.field).collect();
         assert_eq!(fields, ["spec.http[1].match[1].statPrefix"]);
         assert!(without_effect(Kind::VirtualService, &serde_json::json!({"spec": {}})).is_empty());
+    }
+
+    fn fields(kind: Kind, spec: &str) -> Vec<String> {
+        let manifest: Value = mesh_api::yaml::from_str(&format!("spec: {spec}")).unwrap();
+        without_effect(kind, &manifest).into_iter().map(|f| f.field).collect()
+    }
+
+    #[test]
+    fn names_values() {
+        let gateway = "{listeners: [{protocol: HTTP}, {protocol: UDP}, {protocol: TCP}]}";
+        assert_eq!(fields(Kind::Gateway, gateway), ["spec.listeners[1].protocol"]);
+        assert_eq!(fields(Kind::ServiceEntry, "{resolution: DYNAMIC_DNS}"), ["spec.resolution"]);
+        assert!(fields(Kind::ServiceEntry, "{resolution: DNS, ports: [{protocol: GRPC}]}").is_empty());
+        let delay = "{http: [{fault: {delay: {exponentialDelay: 1s}}}]}";
+        assert_eq!(fields(Kind::VirtualService, delay), ["spec.http[0].fault.delay.exponentialDelay"]);
+        assert_eq!(fields(Kind::WorkloadGroup, "{template: {}}"), ["spec"]);
+        let tracing = "{tracing: [{disableContextPropagation: true, useRequestIdForTraceSampling: false}]}";
+        assert_eq!(fields(Kind::Telemetry, tracing).len(), 2);
+    }
+
+    #[test]
+    fn what_has_an_effect_is_not_named() {
+        let policy = "{trafficPolicy: {proxyProtocol: {}, retryBudget: {}}}";
+        assert!(fields(Kind::DestinationRule, policy).is_empty());
+        assert!(fields(Kind::Sidecar, "{inboundConnectionPool: {}}").is_empty());
+    }
+
+    #[test]
+    fn a_policy_that_protects_nothing_is_a_warning() {
+        let policy = "{action: DENY, targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: g}, {group: '', kind: Service, name: s}]}";
+        let manifest: Value = mesh_api::yaml::from_str(&format!("spec: {policy}")).unwrap();
+        let found = without_effect(Kind::AuthorizationPolicy, &manifest);
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].level, found[0].field.as_str()), (super::super::Level::Warning, "spec.targetRefs[1]"));
     }
 }

@@ -4,6 +4,7 @@ use std::{fmt, path::PathBuf};
 
 use serde::Serialize;
 
+use super::codes;
 use crate::source::object::ObjectKey;
 
 /// How bad a finding is.
@@ -23,7 +24,7 @@ pub enum Level {
 pub struct Finding {
     /// How bad.
     pub level: Level,
-    /// Istio's analyser code where there is one, e.g. `IST0101`.
+    /// Istio's analyser code where there is one, e.g. `IST0101`; see [`codes`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<&'static str>,
     /// Object, when it could be told.
@@ -41,8 +42,11 @@ pub struct Finding {
     /// Path of the field, e.g. `spec.http[0].route[0].weight`; empty: the object.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub field: String,
-    /// What is wrong and what to do.
+    /// What is wrong.
     pub message: String,
+    /// What to do, by the code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<&'static str>,
 }
 
 impl Finding {
@@ -68,12 +72,27 @@ impl Finding {
             column: None,
             field: field.into(),
             message: message.into(),
+            hint: None,
         }
     }
-    /// With Istio's code.
+    /// With a code and what that says to do.
     pub fn code(mut self, code: &'static str) -> Self {
-        self.code = Some(code);
+        self.set_code(code);
         self
+    }
+    /// The code that its level makes, when it has none of its own.
+    pub(crate) fn code_by_level(&mut self) {
+        if self.code.is_none() {
+            self.set_code(match self.level {
+                Level::Error => codes::SCHEMA,
+                Level::Warning => codes::SCHEMA_WARNING,
+                Level::Info => codes::NO_EFFECT,
+            });
+        }
+    }
+    fn set_code(&mut self, code: &'static str) {
+        self.code = Some(code);
+        self.hint = codes::find(code).map(|c| c.hint);
     }
     /// On this object.
     pub fn on(mut self, key: &ObjectKey) -> Self {

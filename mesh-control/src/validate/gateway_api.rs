@@ -1,25 +1,40 @@
 //! Gateway API: what an API server's schema would refuse.
 
 use mesh_api::crd::gateway_api::{
-    BackendRef, FilterType, Gateway, GrpcRoute, HttpRoute, HttpRouteMatch, PathMatchType, ReferenceGrant, RouteFilter,
-    ValueMatch, ValueMatchType,
+    BackendRef, BackendTlsPolicy, FilterType, Gateway, GrpcRoute, HeaderModifier, HttpRoute, HttpRouteMatch,
+    L4RouteRule, Listener, ListenerSet, PathMatchType, ReferenceGrant, RouteFilter, SubjectAltNameType, TcpRoute,
+    TlsMode, TlsRoute, ValueMatch, ValueMatchType,
 };
 
 use super::checks::Report;
+
+/// Methods that a route may name.
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
 pub(super) fn gateway(gateway: &Gateway, out: &mut Report) {
     if gateway.gateway_class_name.is_empty() {
         out.error("spec.gatewayClassName", "is required");
     }
-    if gateway.listeners.is_empty() {
+    listeners(&gateway.listeners, out);
+}
+
+pub(super) fn listener_set(set: &ListenerSet, out: &mut Report) {
+    if set.parent_ref.name.is_empty() {
+        out.error("spec.parentRef.name", "is required");
+    }
+    listeners(&set.listeners, out);
+}
+
+fn listeners(list: &[Listener], out: &mut Report) {
+    if list.is_empty() {
         out.error("spec.listeners", "is required");
     }
-    for (i, listener) in gateway.listeners.iter().enumerate() {
+    for (i, listener) in list.iter().enumerate() {
         let field = format!("spec.listeners[{i}]");
         if listener.name.is_empty() {
             out.error(format!("{field}.name"), "is required");
         }
-        if gateway.listeners.iter().take(i).any(|l| l.name == listener.name) {
+        if list.iter().take(i).any(|l| l.name == listener.name) {
             out.error(format!("{field}.name"), format!("{} is used twice", listener.name));
         }
         out.port(&format!("{field}.port"), listener.port);
@@ -28,6 +43,14 @@ pub(super) fn gateway(gateway: &Gateway, out: &mut Report) {
         }
         if let Some(host) = &listener.hostname {
             out.host(&format!("{field}.hostname"), host);
+        }
+        if listener.filters.as_ref().is_some_and(|f| !f.requests.is_empty()) {
+            // Requests would pass that somebody was to be asked about.
+            out.error(format!("{field}.filters"), "filters of listeners are not supported yet");
+        }
+        let passes = listener.tls.as_ref().is_some_and(|t| t.mode == Some(TlsMode::Passthrough));
+        if listener.protocol == "HTTPS" && passes {
+            out.error(format!("{field}.tls.mode"), "must be Terminate for protocol HTTPS");
         }
         if listener.tls.is_some() && matches!(listener.protocol.as_str(), "HTTP" | "TCP" | "UDP") {
             out.error(format!("{field}.tls"), format!("makes no sense with protocol {}", listener.protocol));
@@ -78,6 +101,11 @@ fn http_match(m: &HttpRouteMatch, field: &str, out: &mut Report) {
             }
         }
     }
+    if let Some(method) = &m.method
+        && !METHODS.contains(&method.as_str())
+    {
+        out.error(format!("{field}.method"), format!("must be one of {}", METHODS.join(", ")));
+    }
     values(&m.headers, &format!("{field}.headers"), out);
     values(&m.query_params, &format!("{field}.queryParams"), out);
 }
@@ -93,22 +121,72 @@ fn values(list: &[ValueMatch], field: &str, out: &mut Report) {
     }
 }
 
+/// The field of every type of filter, and whether it is there.
+fn parts(filter: &RouteFilter) -> [(FilterType, &'static str, bool); 8] {
+    [
+        (FilterType::RequestHeaderModifier, "requestHeaderModifier", filter.request_header_modifier.is_some()),
+        (FilterType::ResponseHeaderModifier, "responseHeaderModifier", filter.response_header_modifier.is_some()),
+        (FilterType::RequestMirror, "requestMirror", filter.request_mirror.is_some()),
+        (FilterType::RequestRedirect, "requestRedirect", filter.request_redirect.is_some()),
+        (FilterType::UrlRewrite, "urlRewrite", filter.url_rewrite.is_some()),
+        (FilterType::Cors, "cors", filter.cors.is_some()),
+        (FilterType::ExternalAuth, "externalAuth", filter.external_auth.is_some()),
+        (FilterType::ExtensionRef, "extensionRef", filter.extension_ref.is_some()),
+    ]
+}
+
+/// A GRPCRoute has fewer filters than an HTTPRoute.
+fn grpc_filters(list: &[RouteFilter], field: &str, out: &mut Report) {
+    for (i, filter) in list.iter().enumerate() {
+        if !matches!(
+            filter.kind,
+            FilterType::RequestHeaderModifier
+                | FilterType::ResponseHeaderModifier
+                | FilterType::RequestMirror
+                | FilterType::ExtensionRef
+        ) {
+            out.error(format!("{field}[{i}].type"), "is not a filter of GRPCRoutes");
+        }
+    }
+}
+
+fn header_modifier(modifier: Option<&HeaderModifier>, field: &str, out: &mut Report) {
+    let Some(modifier) = modifier else { return };
+    for (table, pairs) in [("set", &modifier.set), ("add", &modifier.add)] {
+        for (i, pair) in pairs.iter().enumerate() {
+            let field = format!("{field}.{table}[{i}]");
+            out.header_name(&format!("{field}.name"), &pair.name);
+            out.header_value(&format!("{field}.value"), &pair.value);
+        }
+    }
+    for (i, name) in modifier.remove.iter().enumerate() {
+        let field = format!("{field}.remove[{i}]");
+        out.header_name(&field, name);
+        if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
+            out.error(field, format!("{name} cannot be removed"));
+        }
+    }
+}
+
 fn filters(list: &[RouteFilter], field: &str, out: &mut Report) {
     for (i, filter) in list.iter().enumerate() {
         let field = format!("{field}[{i}]");
-        let (name, present) = match filter.kind {
-            FilterType::RequestHeaderModifier => ("requestHeaderModifier", filter.request_header_modifier.is_some()),
-            FilterType::ResponseHeaderModifier => ("responseHeaderModifier", filter.response_header_modifier.is_some()),
-            FilterType::RequestMirror => ("requestMirror", filter.request_mirror.is_some()),
-            FilterType::RequestRedirect => ("requestRedirect", filter.request_redirect.is_some()),
-            FilterType::UrlRewrite => ("urlRewrite", filter.url_rewrite.is_some()),
-            FilterType::Cors => ("cors", filter.cors.is_some()),
-            FilterType::ExternalAuth => ("externalAuth", filter.external_auth.is_some()),
-            FilterType::ExtensionRef => ("extensionRef", filter.extension_ref.is_some()),
-        };
-        if !present {
-            out.error(format!("{field}.{name}"), "is required by the filter's type");
+        for (kind, name, present) in parts(filter) {
+            if kind == filter.kind && !present {
+                out.error(format!("{field}.{name}"), "is required by the filter's type");
+            }
+            if kind != filter.kind && present {
+                out.error(format!("{field}.{name}"), "is not for a filter of this type");
+            }
         }
+        for (j, method) in filter.cors.iter().flat_map(|c| &c.allow_methods).enumerate() {
+            if method != "*" && !METHODS.contains(&method.as_str()) {
+                let message = format!("must be * or one of {}", METHODS.join(", "));
+                out.error(format!("{field}.cors.allowMethods[{j}]"), message);
+            }
+        }
+        header_modifier(filter.request_header_modifier.as_ref(), &format!("{field}.requestHeaderModifier"), out);
+        header_modifier(filter.response_header_modifier.as_ref(), &format!("{field}.responseHeaderModifier"), out);
         if let Some(redirect) = &filter.request_redirect {
             if let Some(scheme) = &redirect.scheme
                 && !matches!(scheme.as_str(), "http" | "https")
@@ -173,7 +251,66 @@ pub(super) fn grpc_route(route: &GrpcRoute, out: &mut Report) {
             }
         }
         filters(&rule.filters, &format!("{field}.filters"), out);
+        grpc_filters(&rule.filters, &format!("{field}.filters"), out);
         backends(&rule.backend_refs, &format!("{field}.backendRefs"), out);
+        for (j, backend) in rule.backend_refs.iter().enumerate() {
+            grpc_filters(&backend.filters, &format!("{field}.backendRefs[{j}].filters"), out);
+        }
+    }
+}
+
+pub(super) fn tls_route(route: &TlsRoute, out: &mut Report) {
+    for (i, host) in route.hostnames.iter().enumerate() {
+        out.host(&format!("spec.hostnames[{i}]"), host);
+    }
+    l4_rules(&route.rules, out);
+}
+
+pub(super) fn tcp_route(route: &TcpRoute, out: &mut Report) {
+    l4_rules(&route.rules, out);
+}
+
+fn l4_rules(rules: &[L4RouteRule], out: &mut Report) {
+    if rules.len() != 1 {
+        out.error("spec.rules", "must be one rule");
+    }
+    for (i, rule) in rules.iter().enumerate() {
+        let field = format!("spec.rules[{i}].backendRefs");
+        if rule.backend_refs.is_empty() {
+            out.error(field.as_str(), "is required");
+        }
+        let all: Vec<BackendRef> = rule.backend_refs.iter().cloned().map(BackendRef::from).collect();
+        backends(&all, &field, out);
+    }
+}
+
+pub(super) fn backend_tls_policy(policy: &BackendTlsPolicy, out: &mut Report) {
+    if policy.target_refs.is_empty() {
+        out.error("spec.targetRefs", "is required");
+    }
+    let validation = &policy.validation;
+    if validation.hostname.is_empty() || validation.hostname.starts_with('*') {
+        out.error("spec.validation.hostname", "is required, without a wildcard");
+    } else {
+        out.host("spec.validation.hostname", &validation.hostname);
+    }
+    let refs = !validation.ca_certificate_refs.is_empty();
+    let known = validation.well_known_ca_certificates.as_ref().is_some_and(|w| !w.is_empty());
+    if refs == known {
+        out.error("spec.validation", "one of caCertificateRefs and wellKnownCACertificates is required");
+    }
+    for (i, name) in validation.subject_alt_names.iter().enumerate() {
+        let given = |text: &Option<String>| text.as_ref().is_some_and(|t| !t.is_empty());
+        let fits = match name.kind {
+            SubjectAltNameType::Hostname => given(&name.hostname) && !given(&name.uri),
+            SubjectAltNameType::Uri => given(&name.uri) && !given(&name.hostname),
+        };
+        if !fits {
+            out.error(
+                format!("spec.validation.subjectAltNames[{i}]"),
+                "must have what its type says, and nothing else",
+            );
+        }
     }
 }
 

@@ -2,17 +2,25 @@
 //! line. Looks at one object at a time; what needs others is in `references`.
 
 mod checks;
+pub mod codes;
+mod conventions;
 mod effect;
 mod finding;
 mod gateway_api;
+mod ingress;
+mod mesh_config;
 mod networking;
+mod reachability;
 pub mod references;
 mod security;
 mod services;
+pub(crate) mod sound;
 mod traffic_policy;
 
+pub use conventions::suppressed;
 pub use effect::without_effect;
 pub use finding::{Finding, Level};
+pub use mesh_config::{MESH_CONFIG, decode as decode_mesh_config, is_mesh_config, resembles_mesh_config};
 
 use crate::source::object::{Object, Spec};
 
@@ -20,6 +28,7 @@ use crate::source::object::{Object, Spec};
 pub fn validate(object: &Object) -> Vec<Finding> {
     let mut out = checks::Report::default();
     out.name(&object.key);
+    conventions::annotations(object.key.kind, &object.meta.annotations, &mut out);
     match &object.spec {
         Spec::VirtualService(s) => networking::virtual_service(s, &mut out),
         Spec::DestinationRule(s) => traffic_policy::destination_rule(s, &mut out),
@@ -36,15 +45,24 @@ pub fn validate(object: &Object) -> Vec<Finding> {
         Spec::HttpRoute(s) => gateway_api::http_route(s, &mut out),
         Spec::GrpcRoute(s) => gateway_api::grpc_route(s, &mut out),
         Spec::ReferenceGrant(s) => gateway_api::reference_grant(s, &mut out),
-        Spec::Namespace
-        | Spec::Service(_)
-        | Spec::EndpointSlice(_)
+        Spec::TlsRoute(s) => gateway_api::tls_route(s, &mut out),
+        Spec::TcpRoute(s) => gateway_api::tcp_route(s, &mut out),
+        Spec::BackendTlsPolicy(s) => gateway_api::backend_tls_policy(s, &mut out),
+        Spec::ListenerSet(s) => gateway_api::listener_set(s, &mut out),
+        Spec::ConfigMap(map) if is_mesh_config(&object.key) => mesh_config::config_map(map, &mut out),
+        Spec::Ingress(s) => ingress::ingress(s, &mut out),
+        Spec::Namespace => conventions::namespace(&object.meta.labels, &mut out),
+        Spec::Service(s) => conventions::service(&object.key, s, &mut out),
+        Spec::EndpointSlice(_)
         | Spec::Pod(_)
         | Spec::Secret(_)
         | Spec::ConfigMap(_)
-        | Spec::Ingress(_)
+        | Spec::IngressClass(_)
         | Spec::ProxyConfig(_)
         | Spec::GatewayClass(_) => {}
+    }
+    for finding in &mut out.findings {
+        finding.code_by_level();
     }
     out.findings
 }

@@ -1,12 +1,13 @@
 //! VirtualService.
 
 use mesh_api::crd::networking::{
-    CorsPolicy, Destination, FaultInjection, Headers, HttpMatch, HttpRedirect, HttpRetry, HttpRoute, L4Match,
+    CLAIMS, CorsPolicy, Destination, FaultInjection, Headers, HttpMatch, HttpRedirect, HttpRetry, HttpRoute, L4Match,
     RouteDestination, TlsMatch, VirtualService,
 };
 use mesh_api::model::RetryOn;
 
 use super::checks::Report;
+use super::reachability;
 
 pub(super) fn virtual_service(vs: &VirtualService, out: &mut Report) {
     // A delegate has no hosts; only rules for HTTP make sense in it.
@@ -36,6 +37,7 @@ pub(super) fn virtual_service(vs: &VirtualService, out: &mut Report) {
         }
     }
     out.export_to("spec.exportTo", &vs.export_to);
+    reachability::rules(vs, &mut out.findings);
     for (i, rule) in vs.http.iter().enumerate() {
         http_route(rule, delegate, &format!("spec.http[{i}]"), out);
     }
@@ -110,6 +112,7 @@ fn http_route(rule: &HttpRoute, delegate: bool, field: &str, out: &mut Report) {
                 out.error(field.clone(), "only one of uri and uriRegexRewrite is allowed");
             }
             out.regex(&format!("{field}.uriRegexRewrite.match"), &regex.matches);
+            out.substitution(&format!("{field}.uriRegexRewrite.rewrite"), &regex.rewrite, &regex.matches);
         }
     }
     if let Some(retries) = &rule.retries {
@@ -202,7 +205,9 @@ fn http_match(m: &HttpMatch, field: &str, out: &mut Report) {
     for (table, values) in tables {
         for (name, value) in values {
             let field = format!("{field}.{table}.{name}");
-            out.header_name(&field, name);
+            if !name.starts_with(CLAIMS) {
+                out.header_name(&field, name);
+            }
             out.string_match(&field, value);
         }
     }
@@ -280,7 +285,7 @@ fn http_redirect(redirect: &HttpRedirect, field: &str, out: &mut Report) {
     }
 }
 
-fn http_retry(retries: &HttpRetry, field: &str, out: &mut Report) {
+pub(super) fn http_retry(retries: &HttpRetry, field: &str, out: &mut Report) {
     let attempts = retries.attempts.unwrap_or(0);
     if attempts < 0 {
         out.error(format!("{field}.attempts"), "must not be negative");
@@ -360,7 +365,11 @@ fn grpc_status(text: &str) -> Option<u32> {
 
 fn cors_policy(cors: &CorsPolicy, field: &str, out: &mut Report) {
     for (i, origin) in cors.allow_origins.iter().enumerate() {
-        out.string_match(&format!("{field}.allowOrigins[{i}]"), origin);
+        let field = format!("{field}.allowOrigins[{i}]");
+        if origin.exact.is_none() && origin.prefix.is_none() && origin.regex.is_none() {
+            out.error(field.clone(), "exact, prefix or regex is required: without one it would be every origin");
+        }
+        out.string_match(&field, origin);
     }
     for (i, method) in cors.allow_methods.iter().enumerate() {
         let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "*"];
@@ -378,6 +387,10 @@ fn cors_policy(cors: &CorsPolicy, field: &str, out: &mut Report) {
 fn header_operations(headers: &Headers, field: &str, out: &mut Report) {
     for (side, ops) in [("request", &headers.request), ("response", &headers.response)] {
         let Some(ops) = ops else { continue };
+        let values = ops.set.iter().map(|v| ("set", v)).chain(ops.add.iter().map(|v| ("add", v)));
+        for (table, (name, value)) in values {
+            out.header_value(&format!("{field}.{side}.{table}.{name}"), value);
+        }
         let names = ops.set.keys().map(|k| ("set", k)).chain(ops.add.keys().map(|k| ("add", k)));
         for (table, name) in names.chain(ops.remove.iter().map(|k| ("remove", k))) {
             out.header_name(&format!("{field}.{side}.{table}.{name}"), name);

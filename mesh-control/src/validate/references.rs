@@ -1,286 +1,194 @@
-//! References between objects: hosts, subsets, ports, gateways, delegates that are not there. What is missing here is
-//! no reason to refuse an object (it may come later); the object applies in its fail-safe form.
+//! References between objects: hosts, subsets, ports, gateways, delegates that are not there; objects that are in each
+//! other's way; selectors that select nothing. What is found here is no reason to refuse an object (what is missing may
+//! come later); the object applies in its fail-safe form.
 //!
-//! Looks at all objects at once, so it runs after a change has settled and never on the way of a push.
+//! Owns who refers to what, so that a change is checked together with those who refer to it and nobody else: a mesh of
+//! any size costs the same. Runs after a change has settled and never on the way of a push. Must not know files.
 
-use std::collections::{HashMap, HashSet};
+mod checker;
+mod conflicts;
+mod ingress;
+mod known;
+mod workloads;
 
-use mesh_api::crd::gateway_api::{BackendRef, ParentRef};
-use mesh_api::crd::networking::{Destination, VirtualService};
-use mesh_api::names::{complete_host, service_host};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    path::Path,
+    sync::Arc,
+};
 
-use super::Finding;
-use crate::source::object::{Kind, Object, ObjectKey, Spec};
+use self::checker::Checker;
+use self::known::{Known, Offer, Topic, label};
+use super::{Finding, suppressed};
+use crate::source::object::{Kind, Object, ObjectChange, ObjectKey};
 
 /// Everything that refers to something that is not there, ordered by object.
-pub fn check<'a>(objects: &[&'a Object], domain: &'a str) -> Vec<Finding> {
-    let known = Known::collect(objects, domain);
-    let mut findings = Vec::new();
-    for object in objects {
-        let mut on = Checker { known: &known, key: &object.key, found: Vec::new() };
-        match &object.spec {
-            Spec::VirtualService(vs) => on.virtual_service(vs),
-            Spec::DestinationRule(rule) => on.destination_rule(&rule.host),
-            Spec::HttpRoute(route) => {
-                on.parents(&route.parent_refs);
-                for (i, rule) in route.rules.iter().enumerate() {
-                    on.backends(&format!("spec.rules[{i}]"), &rule.backend_refs);
-                }
-            }
-            Spec::GrpcRoute(route) => {
-                on.parents(&route.parent_refs);
-                for (i, rule) in route.rules.iter().enumerate() {
-                    on.backends(&format!("spec.rules[{i}]"), &rule.backend_refs);
-                }
-            }
-            _ => {}
+pub fn check(objects: impl IntoIterator<Item = Arc<Object>>, domain: &str) -> Vec<Finding> {
+    let mut references = References::new(domain);
+    references.apply(objects.into_iter().map(ObjectChange::Upsert));
+    references.findings()
+}
+
+/// References of all objects, kept up to date change by change.
+#[derive(Debug, Default)]
+pub struct References {
+    known: Known,
+    objects: HashMap<ObjectKey, Checked>,
+    users: HashMap<Topic, HashSet<ObjectKey>>,
+    /// Objects that refer to something missing.
+    dangling: BTreeMap<ObjectKey, Vec<Finding>>,
+}
+
+/// An object with what it offers and refers to.
+#[derive(Debug)]
+struct Checked {
+    object: Arc<Object>,
+    offers: Vec<Offer>,
+    uses: Vec<Topic>,
+}
+
+impl References {
+    /// Of no objects; `domain` completes short names.
+    pub fn new(domain: &str) -> Self {
+        Self { known: Known::new(domain), ..Self::default() }
+    }
+
+    /// Takes changes over. Returns the objects that were looked at again.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = ObjectChange>) -> BTreeSet<ObjectKey> {
+        let mut again = BTreeSet::new();
+        for change in changes {
+            self.enter(change, &mut again);
         }
-        for mut finding in on.found {
-            finding.object = Some(object.key.clone());
+        for key in &again {
+            self.check(key);
+        }
+        again
+    }
+
+    /// Objects of a file that refer to something missing.
+    pub fn dangling_in<'a>(&'a self, file: &'a Path) -> impl Iterator<Item = &'a ObjectKey> {
+        let here = move |f: &Finding| f.file.as_deref() == Some(file);
+        self.dangling.iter().filter(move |(_, found)| found.first().is_some_and(here)).map(|(key, _)| key)
+    }
+
+    /// Findings of one object, to be completed with their places.
+    pub fn findings_of(&mut self, key: &ObjectKey) -> &mut [Finding] {
+        self.dangling.get_mut(key).map_or(&mut [], Vec::as_mut_slice)
+    }
+
+    /// The object as it was taken over.
+    pub fn object(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
+        self.objects.get(key).map(|c| &c.object)
+    }
+
+    /// Everything that refers to something that is not there, ordered by object.
+    pub fn findings(&self) -> Vec<Finding> {
+        let mut findings: Vec<Finding> = self.dangling.values().flatten().cloned().collect();
+        findings.sort_by(|a, b| (&a.file, &a.object, &a.field).cmp(&(&b.file, &b.object, &b.field)));
+        findings
+    }
+
+    fn enter(&mut self, change: ObjectChange, again: &mut BTreeSet<ObjectKey>) {
+        let (key, object) = match change {
+            ObjectChange::Upsert(object) => (object.key.clone(), Some(object)),
+            ObjectChange::Remove(key) => (key, None),
+        };
+        let old = self.objects.remove(&key);
+        old.iter().flat_map(|c| &c.uses).for_each(|topic| forget(&mut self.users, topic, &key));
+        let offers = object.as_ref().map(|o| self.known.offers(o)).unwrap_or_default();
+        // Of these others look into the content.
+        let looked_into = |o: &&Arc<Object>| matches!(o.key.kind, Kind::IstioGateway | Kind::Service);
+        let content = |o: Option<&Arc<Object>>| o.filter(looked_into).map(|o| o.spec.clone());
+        let known = old.as_ref().map(|c| &c.object);
+        if known.is_some() != object.is_some() || content(known) != content(object.as_ref()) {
+            again.extend(self.users.get(&Topic::Object(key.clone())).into_iter().flatten().cloned());
+        }
+        let before = old.map(|c| c.offers).unwrap_or_default();
+        if before != offers {
+            let scopes = [&*key.namespace, ""];
+            let any = |known: &Known| scopes.map(|scope| known.workloads(scope) > 0);
+            let were_any = any(&self.known);
+            before.iter().for_each(|offer| self.known.withdraw(&key, offer));
+            offers.iter().for_each(|offer| self.known.declare(&key, offer));
+            for offer in before.iter().chain(&offers) {
+                self.users_of(offer, again);
+            }
+            if were_any != any(&self.known) {
+                scopes.into_iter().for_each(|scope| self.users_in(&Topic::Workloads(scope.to_owned()), again));
+            }
+        }
+        again.insert(key.clone());
+        match object {
+            Some(object) => {
+                self.known.objects.insert(key.clone());
+                self.objects.insert(key, Checked { object, offers, uses: Vec::new() });
+            }
+            None => {
+                self.known.objects.remove(&key);
+            }
+        }
+    }
+
+    fn users_in(&self, topic: &Topic, out: &mut BTreeSet<ObjectKey>) {
+        out.extend(self.users.get(topic).into_iter().flatten().cloned());
+    }
+
+    fn users_of(&self, offer: &Offer, out: &mut BTreeSet<ObjectKey>) {
+        match offer {
+            Offer::Host(host, _) | Offer::Subsets(host, _) | Offer::Selector(host, ..) => {
+                self.users_in(&Topic::Host(host.clone()), out);
+            }
+            Offer::Member(group, _) => self.users_in(&Topic::Group(group.clone()), out),
+            Offer::Workload(namespace, labels) => {
+                for scope in [namespace.as_str(), ""] {
+                    for label in labels.iter().map(label) {
+                        self.users_in(&Topic::Label(scope.to_owned(), label), out);
+                    }
+                }
+            }
+            Offer::Suffix(suffix) => {
+                let covered = |topic: &Topic| matches!(topic, Topic::Host(host) if host.ends_with(suffix.as_str()));
+                out.extend(self.users.iter().filter(|(t, _)| covered(t)).flat_map(|(_, users)| users).cloned());
+            }
+        }
+    }
+
+    fn check(&mut self, key: &ObjectKey) {
+        self.dangling.remove(key);
+        let Some(checked) = self.objects.get(key) else { return };
+        let object = checked.object.clone();
+        checked.uses.iter().for_each(|topic| forget(&mut self.users, topic, key));
+        let mut on = Checker { known: &self.known, objects: &self.objects, key, found: Vec::new(), uses: Vec::new() };
+        on.object(&object);
+        let Checker { mut found, uses, .. } = on;
+        found.retain(|f| !suppressed(&object.meta.annotations, f.code));
+        for topic in &uses {
+            self.users.entry(topic.clone()).or_default().insert(key.clone());
+        }
+        if let Some(checked) = self.objects.get_mut(key) {
+            checked.uses = uses;
+        }
+        for finding in &mut found {
+            finding.object = Some(key.clone());
             if let Some(position) = &object.position {
                 finding.file = Some(position.file.clone());
                 finding.line = Some(position.line);
             }
-            findings.push(finding);
         }
-    }
-    findings.sort_by(|a, b| (&a.file, &a.object, &a.field).cmp(&(&b.file, &b.object, &b.field)));
-    findings
-}
-
-/// What there is to refer to.
-#[derive(Debug, Default)]
-struct Known<'a> {
-    domain: &'a str,
-    /// Host → its ports.
-    hosts: HashMap<String, Vec<u16>>,
-    /// `.suffix` of wildcard hosts of ServiceEntries.
-    suffixes: Vec<&'a str>,
-    /// (Host, subset).
-    subsets: HashSet<(String, &'a str)>,
-    objects: HashSet<&'a ObjectKey>,
-}
-
-impl<'a> Known<'a> {
-    fn collect(objects: &[&'a Object], domain: &'a str) -> Self {
-        let mut known = Known { domain, ..Known::default() };
-        for object in objects {
-            let key = &object.key;
-            match &object.spec {
-                Spec::Service(service) => {
-                    let ports = service.ports.iter().map(|p| p.port).collect();
-                    known.hosts.insert(service_host(&key.name, &key.namespace, domain), ports);
-                }
-                Spec::ServiceEntry(entry) => {
-                    for host in &entry.hosts {
-                        match host.strip_prefix('*') {
-                            Some(suffix) => known.suffixes.push(suffix),
-                            None => {
-                                let ports = known.hosts.entry(host.clone()).or_default();
-                                ports.extend(entry.ports.iter().map(|p| p.number));
-                            }
-                        }
-                    }
-                }
-                Spec::DestinationRule(rule) => {
-                    let host = complete_host(&rule.host, &key.namespace, domain);
-                    known.subsets.extend(rule.subsets.iter().map(|s| (host.clone(), s.name.as_str())));
-                }
-                _ => {}
-            }
-            known.objects.insert(key);
-        }
-        known
-    }
-
-    /// Ports of a host; empty for one that only a wildcard covers.
-    fn ports(&self, host: &str) -> Option<&[u16]> {
-        match self.hosts.get(host) {
-            Some(ports) => Some(ports),
-            None => self.suffixes.iter().any(|s| host.ends_with(s)).then_some(&[]),
-        }
-    }
-
-    fn has(&self, kind: Kind, namespace: &str, name: &str) -> bool {
-        self.objects.contains(&ObjectKey::new(kind, namespace, name))
-    }
-}
-
-struct Checker<'k> {
-    known: &'k Known<'k>,
-    key: &'k ObjectKey,
-    found: Vec<Finding>,
-}
-
-/// Something referred to is missing.
-const MISSING: &str = "IST0101";
-
-impl Checker<'_> {
-    fn missing(&mut self, field: String, message: String) {
-        self.found.push(Finding::error(field, message).code(MISSING));
-    }
-
-    fn virtual_service(&mut self, vs: &VirtualService) {
-        for (i, gateway) in vs.gateways.iter().enumerate().filter(|(_, g)| *g != "mesh") {
-            let (namespace, name) = gateway.split_once('/').unwrap_or((&self.key.namespace, gateway));
-            if !self.known.has(Kind::IstioGateway, namespace, name) {
-                self.missing(format!("spec.gateways[{i}]"), format!("there is no Gateway {namespace}/{name}"));
-            }
-        }
-        for (i, http) in vs.http.iter().enumerate() {
-            let field = format!("spec.http[{i}]");
-            for (j, route) in http.route.iter().enumerate() {
-                self.destination(&format!("{field}.route[{j}].destination"), &route.destination);
-            }
-            if let Some(mirror) = &http.mirror {
-                self.destination(&format!("{field}.mirror"), mirror);
-            }
-            for (j, mirror) in http.mirrors.iter().enumerate() {
-                self.destination(&format!("{field}.mirrors[{j}].destination"), &mirror.destination);
-            }
-            if let Some(delegate) = &http.delegate {
-                let own = &*self.key.namespace;
-                let namespace = if delegate.namespace.is_empty() { own } else { &delegate.namespace };
-                if !self.known.has(Kind::VirtualService, namespace, &delegate.name) {
-                    let message = format!("there is no VirtualService {namespace}/{}", delegate.name);
-                    self.missing(format!("{field}.delegate"), message);
-                }
-            }
-        }
-        let tls = vs.tls.iter().map(|r| &r.route).enumerate().map(|(i, r)| (format!("spec.tls[{i}]"), r));
-        let tcp = vs.tcp.iter().map(|r| &r.route).enumerate().map(|(i, r)| (format!("spec.tcp[{i}]"), r));
-        for (field, routes) in tls.chain(tcp) {
-            for (j, route) in routes.iter().enumerate() {
-                self.destination(&format!("{field}.route[{j}].destination"), &route.destination);
-            }
-        }
-    }
-
-    fn destination(&mut self, field: &str, to: &Destination) {
-        let host = complete_host(&to.host, &self.key.namespace, self.known.domain);
-        let Some(ports) = self.known.ports(&host) else {
-            self.missing(format!("{field}.host"), format!("there is no service {host}: requests get 503"));
-            return;
-        };
-        match &to.port {
-            None if ports.len() > 1 => {
-                let message = format!("{host} has several ports ({}): name one", list(ports));
-                self.found.push(Finding::error(format!("{field}.port"), message).code("IST0112"));
-            }
-            Some(port) if !ports.is_empty() && !ports.contains(&port.number) => {
-                let message = format!("{host} has no port {}, but {}", port.number, list(ports));
-                self.missing(format!("{field}.port.number"), message);
-            }
-            _ => {}
-        }
-        if !to.subset.is_empty() && !self.known.subsets.contains(&(host.clone(), to.subset.as_str())) {
-            let message = format!("no DestinationRule of {host} has a subset {:?}: requests get 503", to.subset);
-            self.missing(format!("{field}.subset"), message);
-        }
-    }
-
-    fn destination_rule(&mut self, host: &str) {
-        let host = complete_host(host, &self.key.namespace, self.known.domain);
-        if !host.starts_with('*') && self.known.ports(&host).is_none() {
-            let finding = Finding::warning("spec.host", format!("there is no service {host}"));
-            self.found.push(finding.code("IST0174"));
-        }
-    }
-
-    fn parents(&mut self, parents: &[ParentRef]) {
-        for (i, parent) in parents.iter().enumerate() {
-            let kind = match parent.kind.as_deref().unwrap_or("Gateway") {
-                "Gateway" => Kind::Gateway,
-                "Service" => Kind::Service,
-                _ => continue,
-            };
-            let namespace = parent.namespace.as_deref().unwrap_or(&self.key.namespace);
-            if !self.known.has(kind, namespace, &parent.name) {
-                let message = format!("there is no {kind} {namespace}/{}", parent.name);
-                self.missing(format!("spec.parentRefs[{i}].name"), message);
-            }
-        }
-    }
-
-    fn backends(&mut self, field: &str, backends: &[BackendRef]) {
-        for (i, backend) in backends.iter().enumerate() {
-            let field = format!("{field}.backendRefs[{i}].name");
-            let host = match backend.kind.as_deref().unwrap_or("Service") {
-                "Service" => {
-                    let namespace = backend.namespace.as_deref().unwrap_or(&self.key.namespace);
-                    service_host(&backend.name, namespace, self.known.domain)
-                }
-                "Hostname" => backend.name.clone(),
-                _ => continue,
-            };
-            if self.known.ports(&host).is_none() {
-                self.missing(field, format!("there is no service {host}: requests get 500"));
-            }
+        if !found.is_empty() {
+            self.dangling.insert(key.clone(), found);
         }
     }
 }
 
-fn list(ports: &[u16]) -> String {
-    ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ")
+fn forget(users: &mut HashMap<Topic, HashSet<ObjectKey>>, topic: &Topic, key: &ObjectKey) {
+    if let Some(of_topic) = users.get_mut(topic) {
+        of_topic.remove(key);
+        if of_topic.is_empty() {
+            users.remove(topic);
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::source::manifest;
-
-    #[test]
-    fn names_what_is_missing() {
-        let text = r"
-apiVersion: v1
-kind: Service
-metadata: {name: web, namespace: shop}
-spec: {ports: [{name: http, port: 80}, {name: admin, port: 81}]}
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: web, namespace: shop}
-spec:
-  hosts: [web]
-  gateways: [mesh, public/edge]
-  http:
-  - route:
-    - destination: {host: web, subset: v2, port: {number: 80}}
-      weight: 20
-    - destination: {host: web}
-      weight: 20
-    - destination: {host: wbe, port: {number: 80}}
-      weight: 20
-    - destination: {host: web, port: {number: 82}}
-      weight: 20
-    - destination: {host: api.example.com}
-      weight: 20
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {name: out, namespace: shop}
-spec:
-  hosts: ['*.example.com']
-  ports: [{number: 443, name: tls, protocol: TLS}]
-";
-        let readings = manifest::read(Path::new("a.yaml"), text);
-        let objects: Vec<_> = readings.iter().map(|r| r.object.as_ref().expect("good")).collect();
-        let found: Vec<_> = check(&objects, "cluster.local")
-            .iter()
-            .map(|f| format!("{} {} {}", f.code.unwrap_or_default(), f.field, f.line.unwrap_or_default()))
-            .collect();
-        let route = "spec.http[0].route";
-        assert_eq!(
-            found,
-            [
-                "IST0101 spec.gateways[1] 7".to_owned(),
-                format!("IST0101 {route}[0].destination.subset 7"),
-                format!("IST0112 {route}[1].destination.port 7"),
-                format!("IST0101 {route}[2].destination.host 7"),
-                format!("IST0101 {route}[3].destination.port.number 7"),
-            ]
-        );
-    }
-}
+mod tests;

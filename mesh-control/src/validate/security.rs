@@ -1,24 +1,31 @@
 //! PeerAuthentication, RequestAuthentication, AuthorizationPolicy and Telemetry.
 
+use mesh_api::cel::{Dialect, Expression};
 use mesh_api::crd::security::{
     AuthorizationPolicy, Condition, Operation, PeerAuthentication, PolicyAction, RequestAuthentication, Source,
 };
-use mesh_api::crd::telemetry::Telemetry;
+use mesh_api::crd::telemetry::{TagOperation, Telemetry};
 use mesh_api::crd::{PolicySelector, TargetRef};
+use mesh_api::labels::Labels;
 
+use super::Finding;
 use super::checks::Report;
 use crate::source::object::ObjectKey;
 
 fn selector(selector: Option<&PolicySelector>, out: &mut Report) {
     if let Some(selector) = selector {
-        let field = "spec.selector.matchLabels";
-        for (key, value) in &selector.match_labels {
-            if key.contains('*') || value.contains('*') {
-                out.error(field, "takes no wildcards");
-            }
-        }
-        out.labels(field, &selector.match_labels);
+        match_labels(&selector.match_labels, out);
     }
+}
+
+pub(super) fn match_labels(labels: &Labels, out: &mut Report) {
+    let field = "spec.selector.matchLabels";
+    for (key, value) in labels {
+        if key.contains('*') || value.contains('*') {
+            out.error(field, "takes no wildcards");
+        }
+    }
+    out.labels(field, labels);
 }
 
 fn targets(selector: Option<&PolicySelector>, one: Option<&TargetRef>, many: &[TargetRef], out: &mut Report) {
@@ -54,8 +61,12 @@ pub(super) fn request_authentication(policy: &RequestAuthentication, out: &mut R
         if !rule.jwks_uri.is_empty() && !rule.jwks.is_empty() {
             out.error(field.clone(), "only one of jwksUri and jwks is allowed");
         }
-        if !rule.jwks_uri.is_empty() && !["http://", "https://"].iter().any(|s| rule.jwks_uri.starts_with(s)) {
-            out.error(format!("{field}.jwksUri"), "must be an http or https URL");
+        if !rule.jwks_uri.is_empty() && !is_url(&rule.jwks_uri) {
+            out.error(format!("{field}.jwksUri"), "must be an http or https URL without credentials");
+        }
+        if rule.jwks_uri.is_empty() && rule.jwks.is_empty() && !rule.issuer.is_empty() && !is_url(&rule.issuer) {
+            let message = "has no keys and is no URL that tells them: every token of this issuer is refused; give jwks or jwksUri";
+            out.warning(format!("{field}.issuer"), message);
         }
         if !rule.jwks.is_empty() && serde_json::from_str::<serde_json::Value>(&rule.jwks).is_err() {
             out.error(format!("{field}.jwks"), "is not JSON");
@@ -67,6 +78,13 @@ pub(super) fn request_authentication(policy: &RequestAuthentication, out: &mut R
             out.header_name(&format!("{field}.outputClaimToHeaders[{j}].header"), &output.header);
         }
     }
+}
+
+/// An http or https URL that keys may be fetched from.
+fn is_url(text: &str) -> bool {
+    let scheme = ["http://", "https://"].iter().any(|s| text.starts_with(s));
+    let authority = text.parse::<http::Uri>().ok().and_then(|uri| uri.authority().cloned());
+    scheme && authority.is_some_and(|a| !a.as_str().contains('@') && !a.host().is_empty())
 }
 
 pub(super) fn authorization_policy(policy: &AuthorizationPolicy, out: &mut Report) {
@@ -105,7 +123,7 @@ pub(super) fn authorization_policy(policy: &AuthorizationPolicy, out: &mut Repor
     }
 }
 
-fn source_rule(source: &Source, field: &str, out: &mut Report) {
+pub(super) fn source_rule(source: &Source, field: &str, out: &mut Report) {
     let lists = [
         ("principals", &source.principals),
         ("notPrincipals", &source.not_principals),
@@ -151,7 +169,7 @@ fn pattern(value: &str, field: &str, out: &mut Report) {
     }
 }
 
-fn operation_rule(operation: &Operation, field: &str, out: &mut Report) {
+pub(super) fn operation_rule(operation: &Operation, field: &str, out: &mut Report) {
     let lists = [
         ("hosts", &operation.hosts),
         ("notHosts", &operation.not_hosts),
@@ -223,7 +241,7 @@ const CONDITION_KEYS: [&str; 16] = [
     "request.auth.",
 ];
 
-fn condition(when: &Condition, field: &str, out: &mut Report) {
+pub(super) fn condition(when: &Condition, field: &str, out: &mut Report) {
     let known = CONDITION_KEYS.iter().any(|key| match key.strip_suffix('[') {
         Some(_) => when.key.starts_with(key) && when.key.ends_with(']') && when.key.len() > key.len() + 1,
         None if key.ends_with('.') => key.starts_with("experimental") && when.key.starts_with(key),
@@ -248,9 +266,42 @@ fn condition(when: &Condition, field: &str, out: &mut Report) {
     }
 }
 
+/// An expression that both kinds of proxies can evaluate.
+fn expression(field: &str, text: &str, dialect: Dialect, out: &mut Report) {
+    match Expression::parse(text, dialect) {
+        Ok(parsed) => parsed.patterns().into_iter().for_each(|pattern| out.regex(field, pattern)),
+        Err(error) => out.error(field, error.to_string()),
+    }
+}
+
 pub(super) fn telemetry(telemetry: &Telemetry, out: &mut Report) {
     selector(telemetry.selector.as_ref(), out);
     targets(telemetry.selector.as_ref(), telemetry.target_ref.as_ref(), &telemetry.target_refs, out);
+    for (i, logging) in telemetry.access_logging.iter().enumerate() {
+        if logging.providers.is_empty() && logging.disabled != Some(true) {
+            let message =
+                "names no provider: only where MeshConfig has defaultProviders.accessLogging is anything logged";
+            out.push(Finding::warning(format!("spec.accessLogging[{i}].providers"), message).code("IST0157"));
+        }
+        if let Some(filter) = &logging.filter {
+            expression(&format!("spec.accessLogging[{i}].filter.expression"), &filter.expression, Dialect::Filter, out);
+        }
+    }
+    for (i, metrics) in telemetry.metrics.iter().enumerate() {
+        for (n, change) in metrics.overrides.iter().enumerate() {
+            for (label, tag) in &change.tag_overrides {
+                let field = format!("spec.metrics[{i}].overrides[{n}].tagOverrides.{label}");
+                match (tag.operation, tag.value.as_str()) {
+                    (TagOperation::Upsert, "") => out.error(format!("{field}.value"), "is required"),
+                    (TagOperation::Upsert, text) => expression(&format!("{field}.value"), text, Dialect::Label, out),
+                    (TagOperation::Remove, "") => {}
+                    (TagOperation::Remove, _) => {
+                        out.error(format!("{field}.value"), "must not be set to remove a label")
+                    }
+                }
+            }
+        }
+    }
     for (i, tracing) in telemetry.tracing.iter().enumerate() {
         let field = format!("spec.tracing[{i}]");
         if let Some(percent) = tracing.random_sampling_percentage {

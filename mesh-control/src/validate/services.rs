@@ -6,6 +6,7 @@ use mesh_api::crd::networking::{
     Gateway, Location, Resolution, Server, ServerTls, ServerTlsMode, ServiceEntry, Sidecar, WorkloadEntry,
 };
 
+use super::Finding;
 use super::checks::{Report, dns_label};
 
 /// Protocol words of ports.
@@ -149,6 +150,10 @@ pub(super) fn service_entry(entry: &ServiceEntry, out: &mut Report) {
         if !port.protocol.is_empty() {
             protocol(&format!("{field}.protocol"), &port.protocol, out);
         }
+        if entry.addresses.is_empty() && matches!(port.protocol.to_ascii_uppercase().as_str(), "" | "TCP") {
+            let message = format!("every connection to port {} counts as one to these hosts", port.number);
+            out.push(Finding::warning(&field, message).code("IST0134"));
+        }
         let earlier = || entry.ports.iter().take(i);
         if earlier().any(|p| p.number == port.number) {
             out.error(format!("{field}.number"), format!("{} is declared twice", port.number));
@@ -259,6 +264,9 @@ pub(super) fn sidecar(sidecar: &Sidecar, out: &mut Report) {
                 }
             }
         }
+    }
+    if let Some(proxy) = sidecar.outbound_traffic_policy.as_ref().and_then(|p| p.egress_proxy.as_ref()) {
+        out.destination_host("spec.outboundTrafficPolicy.egressProxy.host", &proxy.host);
     }
     if catch_all > 1 {
         out.error("spec.egress", "only one listener may have no port");

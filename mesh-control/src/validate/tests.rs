@@ -61,7 +61,7 @@ fn virtual_services() {
         &[
             "{hosts: [a, '*.b.c'], http: [{match: [{uri: {prefix: /}}], route: [{destination: {host: x}}]}]}",
             "{hosts: [a], tcp: [{route: [{destination: {host: x}}]}]}",
-            "{hosts: [a], http: [{redirect: {authority: b}}, {directResponse: {status: 503}}]}",
+            "{hosts: [a], http: [{match: [{port: 80}], redirect: {authority: b}}, {directResponse: {status: 503}}]}",
         ],
     );
 }
@@ -162,4 +162,110 @@ fn gateway_api() {
         ],
     );
     good(GW, "HTTPRoute", &["{parentRefs: [{name: g}], rules: [{backendRefs: [{name: a, port: 80}]}]}"]);
+}
+
+#[test]
+fn what_the_published_schemas_refuse() {
+    refused(
+        GW,
+        "HTTPRoute",
+        &[
+            ("{rules: [{matches: [{method: FETCH}]}]}", "spec.rules[0].matches[0].method"),
+            ("{rules: [{matches: [{headers: [{name: a}]}]}]}", "spec.rules[0].matches[0].headers[0]"),
+            (
+                "{rules: [{filters: [{type: CORS, cors: {allowMethods: ['*', GETT]}}]}]}",
+                "spec.rules[0].filters[0].cors.allowMethods[1]",
+            ),
+            ("{rules: [{filters: [{type: URLRewrite, urlRewrite: {}, cors: {}}]}]}", "spec.rules[0].filters[0].cors"),
+            (
+                "{rules: [{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: a, port: 80, weight: 1}}}]}]}",
+                "spec.rules[0].filters[0].requestMirror.backendRef.weight",
+            ),
+        ],
+    );
+    let filter = "spec.rules[0].filters[0].type";
+    refused(GW, "GRPCRoute", &[("{rules: [{filters: [{type: CORS, cors: {}}]}]}", filter)]);
+    let backend = "{rules: [{backendRefs: [{name: a, port: 80, filters: [{type: URLRewrite, urlRewrite: {}}]}]}]}";
+    refused(GW, "GRPCRoute", &[(backend, "spec.rules[0].backendRefs[0].filters[0].type")]);
+    let external = "{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: a, port: 80}}}";
+    let gateway = format!(
+        "{{gatewayClassName: a, listeners: [{{name: a, port: 80, protocol: HTTP, filters: {{requests: [{external}]}}}}]}}"
+    );
+    refused(GW, "Gateway", &[(&gateway, "spec.listeners[0].filters")]);
+    refused(
+        GW,
+        "ReferenceGrant",
+        &[("{from: [{kind: Gateway, namespace: a}], to: [{group: '', kind: Secret}]}", "spec.from[0]")],
+    );
+    refused(
+        NET,
+        "Sidecar",
+        &[
+            ("{ingress: [{defaultEndpoint: '127.0.0.1:80'}]}", "spec.ingress[0]"),
+            (
+                "{outboundTrafficPolicy: {egressProxy: {port: {number: 80}}}}",
+                "spec.outboundTrafficPolicy.egressProxy.host",
+            ),
+        ],
+    );
+    refused(NET, "VirtualService", &[("{hosts: [a], http: [{directResponse: {}}]}", "spec.http[0].directResponse")]);
+    good(
+        GW,
+        "GRPCRoute",
+        &["{rules: [{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [a]}}]}]}"],
+    );
+}
+
+#[test]
+fn an_origin_that_says_nothing_is_refused() {
+    let route = |origin: &str| {
+        format!(
+            "{{hosts: [a], http: [{{corsPolicy: {{allowOrigins: [{origin}]}}, route: [{{destination: {{host: a}}}}]}}]}}"
+        )
+    };
+    refused(NET, "VirtualService", &[(&route("{}"), "spec.http[0].corsPolicy.allowOrigins[0]")]);
+    good(NET, "VirtualService", &[&route("{exact: 'https://a.test'}")]);
+}
+
+#[test]
+fn what_no_proxy_takes_is_refused_before_it_reaches_one() {
+    let route = |part: &str| format!("{{hosts: [a], http: [{{{part}, route: [{{destination: {{host: a}}}}]}}]}}");
+    let set = |value: &str| route(&format!("headers: {{request: {{set: {{x: \"{value}\"}}}}}}"));
+    for bad in ["100%", "%REQ(x)", "%a%", "a\\nb"] {
+        refused(NET, "VirtualService", &[(&set(bad), "spec.http[0].headers.request.set.x")]);
+    }
+    for fine in ["100%%", "a%REQ(:path):10%b", "%PROTOCOL%", "\u{e9}"] {
+        good(NET, "VirtualService", &[&set(fine)]);
+    }
+    let colon = route("headers: {request: {set: {'a:b': c}}}");
+    refused(NET, "VirtualService", &[(&colon, "spec.http[0].headers.request.set.a:b")]);
+    let rewrite = |to: &str| route(&format!("rewrite: {{uriRegexRewrite: {{match: '/(a)', rewrite: '{to}'}}}}"));
+    for bad in ["/\\2", "/\\x", "/\\"] {
+        refused(NET, "VirtualService", &[(&rewrite(bad), "spec.http[0].rewrite.uriRegexRewrite.rewrite")]);
+    }
+    good(NET, "VirtualService", &[&rewrite("/\\1\\\\")]);
+    let hash = |key: &str| format!("{{host: a, trafficPolicy: {{loadBalancer: {{consistentHash: {{{key}}}}}}}}}");
+    let field = "spec.trafficPolicy.loadBalancer.consistentHash";
+    refused(
+        NET,
+        "DestinationRule",
+        &[
+            (&hash("httpHeaderName: 'a b'"), &format!("{field}.httpHeaderName")),
+            (&hash("useSourceIp: true, minimumRingSize: 9000000"), &format!("{field}.minimumRingSize")),
+        ],
+    );
+    let modifier = |part: &str| {
+        format!("{{rules: [{{filters: [{{type: RequestHeaderModifier, requestHeaderModifier: {{{part}}}}}]}}]}}")
+    };
+    let field = "spec.rules[0].filters[0].requestHeaderModifier";
+    refused(
+        GW,
+        "HTTPRoute",
+        &[
+            (&modifier("remove: [Host]"), &format!("{field}.remove[0]")),
+            (&modifier("set: [{name: 'a b', value: c}]"), &format!("{field}.set[0].name")),
+            (&modifier("add: [{name: a, value: '50%'}]"), &format!("{field}.add[0].value")),
+        ],
+    );
+    good(GW, "HTTPRoute", &[&modifier("set: [{name: a, value: '%PROTOCOL%'}], remove: [b]")]);
 }

@@ -4,6 +4,7 @@ use mesh_api::crd::networking::{
     ClientTls, ClientTlsMode, ConnectionPool, DestinationRule, LoadBalancer, LocalityLb, OutlierDetection,
 };
 
+use super::Finding;
 use super::checks::Report;
 
 pub(super) fn destination_rule(rule: &DestinationRule, out: &mut Report) {
@@ -105,6 +106,16 @@ fn load_balancer(lb: &LoadBalancer, field: &str, out: &mut Report) {
         {
             out.error(format!("{field}.httpCookie.name"), "is required");
         }
+        if let Some(name) = &hash.http_header_name {
+            out.header_name(&format!("{field}.httpHeaderName"), name);
+        }
+        let sizes = [
+            ("ringHash.minimumRingSize", hash.ring_hash.as_ref().and_then(|r| r.minimum_ring_size)),
+            ("minimumRingSize", hash.minimum_ring_size),
+        ];
+        for (name, _) in sizes.into_iter().filter(|(_, size)| size.is_some_and(|s| s > 8 << 20)) {
+            out.error(format!("{field}.{name}"), "must not be above 8388608");
+        }
         if let Some(size) = hash.maglev.as_ref().and_then(|m| m.table_size)
             && !prime(size)
         {
@@ -134,7 +145,7 @@ fn prime(n: u64) -> bool {
     (2..=5_000_011).contains(&n) && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
 }
 
-fn locality_lb(locality: &LocalityLb, field: &str, out: &mut Report) {
+pub(super) fn locality_lb(locality: &LocalityLb, field: &str, out: &mut Report) {
     let used =
         [!locality.distribute.is_empty(), !locality.failover.is_empty()].into_iter().filter(|used| *used).count();
     if used > 1 {
@@ -153,7 +164,7 @@ fn locality_lb(locality: &LocalityLb, field: &str, out: &mut Report) {
     }
 }
 
-fn connection_pool(pool: &ConnectionPool, field: &str, out: &mut Report) {
+pub(super) fn connection_pool(pool: &ConnectionPool, field: &str, out: &mut Report) {
     if pool.tcp.is_none() && pool.http.is_none() {
         out.error(field, "tcp or http is required");
     }
@@ -189,7 +200,7 @@ fn connection_pool(pool: &ConnectionPool, field: &str, out: &mut Report) {
     }
 }
 
-fn outlier_detection(outlier: &OutlierDetection, field: &str, out: &mut Report) {
+pub(super) fn outlier_detection(outlier: &OutlierDetection, field: &str, out: &mut Report) {
     for (name, value) in
         [("maxEjectionPercent", outlier.max_ejection_percent), ("minHealthPercent", outlier.min_health_percent)]
     {
@@ -233,5 +244,12 @@ fn client_tls(tls: &ClientTls, field: &str, out: &mut Report) {
             }
         }
         ClientTlsMode::Simple | ClientTlsMode::Disable => {}
+    }
+    let originates = matches!(tls.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual);
+    let issuers = [&tls.ca_certificates, &tls.credential_name, &tls.ca_cert_credential_name];
+    if originates && tls.insecure_skip_verify != Some(true) && issuers.iter().all(|i| i.is_empty()) {
+        let code = if field.contains(".portLevelSettings[") { "IST0129" } else { "IST0128" };
+        let message = "names no issuer: any server is accepted whose certificate the operating system trusts";
+        out.push(Finding::warning(field, message).code(code));
     }
 }

@@ -39,7 +39,12 @@ pub fn request(sub: &mut Subscription, req: &DeltaDiscoveryRequest, res: &dyn Re
     if let Some(presented) = presented.filter(|p| !p.is_empty()) {
         let mut stale: Vec<Name> = Vec::new();
         for (name, version) in presented {
-            if sub.wants(name) && sub.present(name, version, res.get(sub.ty(), name)) != Has::This {
+            if !sub.wants(name) {
+                continue;
+            }
+            if sub.looks_at_all() {
+                sub.present_unseen(name, version);
+            } else if sub.present(name, version, res.get(sub.ty(), name)) != Has::This {
                 stale.push(name.as_str().into());
             }
         }

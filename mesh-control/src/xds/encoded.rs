@@ -79,6 +79,13 @@ impl Encoded {
         Arc::new(Self { name: name.into(), hash: 0, delta: Bytes::new(), sotw: 0, any: 0, message: 0, needs })
     }
 
+    /// What a client says it has, known by its version alone; nothing of it can be sent. A version that is not ours
+    /// counts as 0, which no content has.
+    pub(super) fn presented(name: &str, version: &str) -> Arc<Self> {
+        let (hash, needs) = (parse_version(version).unwrap_or(0), Box::default());
+        Arc::new(Self { name: name.into(), hash, delta: Bytes::new(), sotw: 0, any: 0, message: 0, needs })
+    }
+
     /// A cluster; it needs its endpoints and the secrets it takes from the stream.
     pub fn cluster(cluster: &Cluster) -> Arc<Self> {
         let mut needs = Needs::default();

@@ -254,11 +254,15 @@ impl Session {
     }
 
     /// New clusters must become warm; the endpoints of replaced ones are sent again, because the client waits for them.
+    /// In the state of the world a listener that takes over from another one asks for secrets and routes by the very list
+    /// of names that the client had before, which looks like an acknowledgement: they are sent again as well.
     fn follow(&mut self, ty: TypeUrl, batch: &Batch, warm: bool) {
-        if ty != TypeUrl::Cluster {
-            return;
+        match ty {
+            TypeUrl::Cluster => {}
+            TypeUrl::Listener if self.protocol == Protocol::Sotw && warm => {}
+            _ => return,
         }
-        if warm {
+        if warm && ty == TypeUrl::Cluster {
             self.warming.extend(batch.new.iter().flat_map(|enc| enc.needs()).cloned());
         }
         for need in batch.new.iter().chain(&batch.replaced).flat_map(|enc| enc.needs()) {

@@ -16,7 +16,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
-    time::timeout,
+    time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -28,14 +28,18 @@ use tonic::{
 
 use super::caller::Peer;
 
-/// How long a TLS handshake may take.
+/// How long a TLS handshake may take, and a client before it begins to speak.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes at once; more wait in the listen queue.
+/// Handshakes at once.
 const HANDSHAKES: usize = 256;
+/// Connections at once whose handshake is not over; more wait in the listen queue.
+const BEGINNERS: usize = 4096;
+/// Bytes of what every HTTP/2 client says first.
+const PREFACE: usize = 24;
 /// An idle connection is asked this often whether it lives.
-const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE: Duration = Duration::from_secs(20);
 /// And given up when it does not answer for this long.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams on one connection. A proxy uses one or two.
 const MAX_STREAMS: u32 = 64;
 /// How long streams get to end after the last word was sent to them.
@@ -44,22 +48,39 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The TLS configuration of the moment; asked at each connection, so that it may be replaced.
 pub type TlsSource = Arc<dyn Fn() -> Arc<ServerConfig> + Send + Sync>;
 
-/// A connection.
+/// A connection, given up when its client does not begin to speak.
 #[derive(Debug)]
-pub enum Conn {
-    /// Plaintext.
+pub struct Conn {
+    io: Io,
+    /// Until the client has said what every HTTP/2 client says first.
+    opening: Option<Opening>,
+}
+
+#[derive(Debug)]
+enum Io {
     Plain(TcpStream),
-    /// TLS.
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+#[derive(Debug)]
+struct Opening {
+    limit: Pin<Box<Sleep>>,
+    missing: usize,
+}
+
+impl Conn {
+    fn new(io: Io) -> Self {
+        Self { io, opening: Some(Opening { limit: Box::pin(sleep(HANDSHAKE)), missing: PREFACE }) }
+    }
 }
 
 impl Connected for Conn {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        match self {
-            Self::Plain(tcp) => Peer { address: tcp.peer_addr().ok(), certificates: None },
-            Self::Tls(tls) => {
+        match &self.io {
+            Io::Plain(tcp) => Peer { address: tcp.peer_addr().ok(), certificates: None },
+            Io::Tls(tls) => {
                 let (tcp, session) = tls.get_ref();
                 Peer { address: tcp.peer_addr().ok(), certificates: session.peer_certificates().map(Arc::from) }
             }
@@ -67,49 +88,59 @@ impl Connected for Conn {
     }
 }
 
-impl AsyncRead for Conn {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
+macro_rules! io {
+    ($self:expr, $io:ident => $call:expr) => {
+        match &mut $self.get_mut().io {
+            Io::Plain($io) => {
+                let $io = Pin::new($io);
+                $call
+            }
+            Io::Tls($io) => {
+                let $io = Pin::new($io);
+                $call
+            }
         }
+    };
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let done = io!(self.as_mut(), io => io.poll_read(cx, buf));
+        if let Some(opening) = &mut self.opening {
+            opening.missing = opening.missing.saturating_sub(buf.filled().len() - before);
+            if opening.missing == 0 {
+                self.opening = None;
+            } else if done.is_pending() && opening.limit.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client says nothing")));
+            }
+        }
+        done
     }
 }
 
 impl AsyncWrite for Conn {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_write(cx, buf),
-            Self::Tls(io) => Pin::new(io).poll_write(cx, buf),
-        }
+        io!(self, io => io.poll_write(cx, buf))
     }
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Self::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-        }
+        io!(self, io => io.poll_write_vectored(cx, bufs))
     }
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(io) => io.is_write_vectored(),
-            Self::Tls(io) => io.is_write_vectored(),
+        match &self.io {
+            Io::Plain(io) => io.is_write_vectored(),
+            Io::Tls(io) => io.is_write_vectored(),
         }
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_flush(cx),
-            Self::Tls(io) => Pin::new(io).poll_flush(cx),
-        }
+        io!(self, io => io.poll_flush(cx))
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
-        }
+        io!(self, io => io.poll_shutdown(cx))
     }
 }
 
@@ -146,7 +177,7 @@ async fn accept(
     connections: mpsc::Sender<io::Result<Conn>>,
     stop: CancellationToken,
 ) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let (handshakes, beginners) = (Arc::new(Semaphore::new(HANDSHAKES)), Arc::new(Semaphore::new(BEGINNERS)));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -163,25 +194,30 @@ async fn accept(
         };
         let _ = tcp.set_nodelay(true);
         let Some(tls) = &tls else {
-            if connections.send(Ok(Conn::Plain(tcp))).await.is_err() {
+            if connections.send(Ok(Conn::new(Io::Plain(tcp)))).await.is_err() {
                 return;
             }
             continue;
         };
         let acceptor = TlsAcceptor::from(tls());
-        let Ok(turn) = handshakes.clone().acquire_owned().await else { return };
-        let connections = connections.clone();
+        let Ok(beginner) = beginners.clone().acquire_owned().await else { return };
+        let (connections, handshakes) = (connections.clone(), handshakes.clone());
         tokio::spawn(async move {
             let peer = tcp.peer_addr().ok();
+            // Who says nothing takes no turn from those who do.
+            if !matches!(timeout(HANDSHAKE, tcp.peek(&mut [0])).await, Ok(Ok(1))) {
+                return;
+            }
+            let Ok(turn) = handshakes.acquire_owned().await else { return };
             match timeout(HANDSHAKE, acceptor.accept(tcp)).await {
                 Ok(Ok(tls)) => {
                     // The server may have ended meanwhile.
-                    let _ = connections.send(Ok(Conn::Tls(Box::new(tls)))).await;
+                    let _ = connections.send(Ok(Conn::new(Io::Tls(Box::new(tls))))).await;
                 }
                 Ok(Err(error)) => tracing::info!(target: "xds", ?peer, "TLS handshake failed: {error}"),
                 Err(_) => tracing::info!(target: "xds", ?peer, "TLS handshake took too long"),
             }
-            drop(turn);
+            drop((turn, beginner));
         });
     }
 }

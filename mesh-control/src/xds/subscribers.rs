@@ -3,11 +3,10 @@
 //! Owns the reverse index that makes the cost of an endpoint change independent of how many resources and clients there
 //! are. Clients are small numbers that are used again, so a set of them is a bitmap.
 
-use std::collections::HashMap;
-
 use mesh_api::xds::TypeUrl;
 
 use super::encoded::Name;
+use crate::hash::NameMap;
 
 /// A set of small numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,7 +64,7 @@ impl Slots {
 /// Clients by what they asked for.
 #[derive(Debug, Default)]
 pub struct Subscribers {
-    types: [HashMap<Name, Slots>; TypeUrl::ALL.len()],
+    types: [NameMap<Name, Slots>; TypeUrl::ALL.len()],
     wildcards: [Slots; TypeUrl::ALL.len()],
 }
 
@@ -129,7 +128,7 @@ mod tests {
         for slot in [0, 63, 64, 500] {
             s.remove(TypeUrl::Endpoints, &names, slot);
         }
-        assert!(s.types.iter().all(HashMap::is_empty), "nothing is kept for names that nobody wants");
+        assert!(s.types.iter().all(NameMap::is_empty), "nothing is kept for names that nobody wants");
         s.set_wildcard(TypeUrl::Cluster, true, 7);
         assert_eq!(s.of(TypeUrl::Cluster, "x").collect::<Vec<_>>(), [7]);
     }

@@ -18,6 +18,7 @@ use super::{
     encoded::{Encoded, Name},
     generator::Names,
 };
+use crate::hash::ByName;
 
 /// Explicit wildcard name.
 pub const WILDCARD: &str = "*";
@@ -39,7 +40,8 @@ pub trait Resources {
 pub enum Has {
     /// Nothing.
     Nothing,
-    /// Something, of a version we did not make or do not make any more (presented on reconnect).
+    /// Something of another version, presented on reconnect: one we do not make (any more), or one that was not
+    /// compared yet.
     Other,
     /// Exactly the resource in the slot. "Sent" counts as had: a rejected version must not be sent twice.
     This,
@@ -118,7 +120,7 @@ pub struct Batch {
 /// State of one type on one stream.
 pub struct Subscription {
     ty: TypeUrl,
-    slots: HashSet<Slot>,
+    slots: HashSet<Slot, ByName>,
     stamp: u32,
     /// A request of this type has arrived.
     pub opened: bool,
@@ -149,7 +151,7 @@ impl Subscription {
     pub fn new(ty: TypeUrl) -> Self {
         Self {
             ty,
-            slots: HashSet::new(),
+            slots: HashSet::default(),
             stamp: 0,
             opened: false,
             wildcard: false,
@@ -304,6 +306,18 @@ impl Subscription {
         has
     }
 
+    /// The same, compared when everything is looked at, which a wildcard that has just begun makes due anyway.
+    pub fn present_unseen(&mut self, name: &str, version: &str) {
+        let asked = self.asked(name);
+        let enc = Encoded::presented(name, version);
+        self.slots.replace(Slot { enc, has: Has::Other, asked, stamp: Cell::new(0) });
+    }
+
+    /// Everything is to be looked at.
+    pub fn looks_at_all(&self) -> bool {
+        matches!(self.dirty, Dirty::All)
+    }
+
     /// The client does not ask for a name any more; returns whether it did.
     pub fn unask(&mut self, name: &str) -> bool {
         let Some(mut slot) = self.slots.take(name) else { return false };
@@ -431,12 +445,15 @@ impl Subscription {
         let (has, asked, same) = match self.slots.get(name) {
             Some(slot) => {
                 slot.stamp.set(stamp);
-                let same = slot.has == Has::This && slot.enc.hash() == enc.hash();
+                let same = slot.has != Has::Nothing && slot.enc.hash() == enc.hash();
                 (slot.has, slot.asked, same)
             }
             None => (Has::Nothing, false, false),
         };
         if same && !force {
+            if has == Has::Other {
+                self.slots.replace(Slot { enc, has: Has::This, asked, stamp: Cell::new(stamp) });
+            }
             return;
         }
         if has == Has::Nothing {

@@ -10,19 +10,24 @@ use crate::tls::CertificateFacts;
 /// `envoy.admin.v3.Certificates`.
 pub fn json(handles: &Handles) -> Value {
     let mut all = Vec::new();
-    for (reference, state) in handles.shared.secrets.list() {
-        let Some(material) = &state.material else { continue };
+    for listed in handles.shared.secrets.certificates() {
+        let Some(material) = &listed.state.material else { continue };
         let (roots, chain) = material.facts();
-        all.push(json!({
-            "secret": *reference.name,
-            "ca_cert": roots.iter().map(|c| one(c)).collect::<Vec<_>>(),
-            "cert_chain": chain.iter().map(|c| one(c)).collect::<Vec<_>>(),
-        }));
+        let path = listed.file.map_or_else(|| "<inline>".to_owned(), |file| file.display().to_string());
+        let mut entry = json!({
+            "ca_cert": roots.iter().map(|c| one(c, &path)).collect::<Vec<_>>(),
+            "cert_chain": chain.iter().map(|c| one(c, &path)).collect::<Vec<_>>(),
+        });
+        // Ours: Envoy does not say which secret they came with.
+        if let (Some(name), Some(entry)) = (&listed.name, entry.as_object_mut()) {
+            entry.insert("secret".to_owned(), (**name).into());
+        }
+        all.push(entry);
     }
     json!({"certificates": all})
 }
 
-fn one(facts: &CertificateFacts) -> Value {
+fn one(facts: &CertificateFacts, path: &str) -> Value {
     let time = |seconds: i64| {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
         crate::xds::store::timestamp(at)
@@ -36,7 +41,7 @@ fn one(facts: &CertificateFacts) -> Value {
         .chain(facts.dns_sans.iter().map(|d| json!({"dns": **d})))
         .chain(facts.ip_sans.iter().map(|i| json!({"ip_address": **i})));
     json!({
-        "path": "<inline>",
+        "path": path,
         "serial_number": *facts.serial,
         "subject_alt_names": names.collect::<Vec<_>>(),
         "days_until_expiration": (left / 86_400).to_string(),

@@ -4,6 +4,7 @@
 mod certs;
 mod clusters;
 mod config_dump;
+mod logging;
 mod server;
 mod stats;
 
@@ -19,10 +20,10 @@ use serde_json::json;
 
 use crate::config::SharedConfig;
 use crate::readiness::Readiness;
-use crate::settings::LogLevel;
 use crate::telemetry::ProxyTelemetry;
 use crate::xds::store::SharedStore;
 
+pub use logging::Logging;
 pub use server::listen;
 
 /// What the servers look at.
@@ -35,10 +36,10 @@ pub struct Handles {
     pub telemetry: Arc<ProxyTelemetry>,
     /// May get traffic.
     pub readiness: Arc<Readiness>,
-    /// Sets the log level.
-    pub log: Arc<dyn Fn(LogLevel) + Send + Sync>,
-    /// Asks the process to stop taking new connections.
-    pub drain: Arc<dyn Fn() + Send + Sync>,
+    /// Levels of own messages.
+    pub log: Arc<Logging>,
+    /// Stops taking new connections.
+    pub drain: Arc<dyn Fn(Drain) + Send + Sync>,
     /// Start of the process.
     pub started: SystemTime,
     /// Worker threads.
@@ -49,6 +50,16 @@ impl std::fmt::Debug for Handles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Handles").field("started", &self.started).finish_non_exhaustive()
     }
+}
+
+/// What `/drain_listeners` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drain {
+    /// Only listeners of inbound traffic.
+    pub inbound_only: bool,
+    /// New connections are refused only when the time for draining is over, and those that are open are asked to end
+    /// then.
+    pub graceful: bool,
 }
 
 /// An answer of an admin server.
@@ -82,13 +93,20 @@ fn json_page(value: &serde_json::Value) -> Answer {
     answer(StatusCode::OK, "application/json", serde_json::to_string_pretty(value).unwrap_or_default() + "\n")
 }
 
+/// All query parameters.
+fn parameters(query: &str) -> impl Iterator<Item = (String, String)> {
+    // A plus is a space; one that is escaped is itself.
+    let plain = |text: &str| {
+        let spaced = text.replace('+', " ");
+        percent_encoding::percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
+    };
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(move |(key, value)| (plain(key), plain(value)))
+}
+
 /// The value of a query parameter.
 fn parameter(query: &str, name: &str) -> Option<String> {
-    let value = query.split('&').find_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (key == name).then_some(value)
-    })?;
-    Some(percent_encoding::percent_decode_str(value).decode_utf8_lossy().replace('+', " "))
+    parameters(query).find(|(key, _)| key == name).map(|(_, value)| value)
 }
 
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -121,9 +139,10 @@ pub fn page(handles: &Handles, pages: Pages, method: &Method, path: &str, query:
         },
         (&Method::GET, "/certs") => json_page(&certs::json(handles)),
         (&Method::GET, "/server_info") => json_page(&server_info(handles)),
-        (&Method::POST, "/logging") => logging(handles, query),
+        (&Method::POST, "/logging") => logging::page(&handles.log, query),
         (&Method::POST, "/drain_listeners") => {
-            (handles.drain)();
+            let asked = |name| parameter(query, name).is_some();
+            (handles.drain)(Drain { inbound_only: asked("inboundonly"), graceful: asked("graceful") });
             text("OK\n")
         }
         (_, "/logging" | "/drain_listeners") => {
@@ -133,8 +152,8 @@ pub fn page(handles: &Handles, pages: Pages, method: &Method, path: &str, query:
     }
 }
 
-const INDEX: &str = "/certs\n/clusters\n/config_dump\n/drain_listeners (POST)\n/listeners\n/logging?level=LEVEL (POST)\n\
-                     /ready\n/server_info\n/stats\n/stats/prometheus\n";
+const INDEX: &str = "/certs\n/clusters\n/config_dump\n/drain_listeners?inboundonly&graceful (POST)\n/listeners\n\
+                     /logging?level=LEVEL or NAME=LEVEL (POST)\n/ready\n/server_info\n/stats\n/stats/prometheus\n";
 
 fn not_found() -> Answer {
     answer(StatusCode::NOT_FOUND, "text/plain", "there is no such page; / lists them\n")
@@ -158,26 +177,6 @@ fn listeners(handles: &Handles) -> String {
         .collect();
     lines.sort();
     lines.concat()
-}
-
-fn logging(handles: &Handles, query: &str) -> Answer {
-    use clap::ValueEnum as _;
-    let Some(level) = parameter(query, "level")
-        .or_else(|| parameter(query, "paths").map(|p| p.rsplit(':').next().unwrap_or_default().to_owned()))
-    else {
-        return text("level=LEVEL sets it: trace, debug, info, warning, error, critical\n");
-    };
-    match LogLevel::from_str(&level, true) {
-        Ok(parsed) => {
-            (handles.log)(parsed);
-            text(format!("level is {level}\n"))
-        }
-        Err(_) => answer(
-            StatusCode::BAD_REQUEST,
-            "text/plain",
-            format!("{level:?} is not a level: trace, debug, info, warning, error, critical\n"),
-        ),
-    }
 }
 
 fn server_info(handles: &Handles) -> serde_json::Value {

@@ -1,17 +1,19 @@
 //! `/stats` in Envoy's forms, and everything for Prometheus.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::{Value, json};
 
 use super::Handles;
+use crate::upstream::Cluster;
 
 /// Counters and gauges that are not Istio's: name in Envoy's dotted form, Prometheus name and labels, value.
 struct Stat {
     dotted: String,
     name: String,
-    label: Option<(&'static str, String)>,
+    labels: Vec<(&'static str, String)>,
     value: u64,
     counter: bool,
 }
@@ -31,7 +33,7 @@ fn collect(handles: &Handles) -> Vec<Stat> {
         out.push(Stat {
             dotted: format!("server.{name}"),
             name: format!("envoy_server_{name}"),
-            label: None,
+            labels: vec![],
             value,
             counter: false,
         });
@@ -52,41 +54,87 @@ fn collect(handles: &Handles) -> Vec<Stat> {
             out.push(Stat {
                 dotted: format!("listener.{name}.{key}"),
                 name: format!("envoy_listener_{}", key.replace('.', "_")),
-                label: Some(("listener_address", name.clone())),
+                labels: vec![("listener_address", name.clone())],
                 value: value.load(Relaxed),
                 counter,
             });
         }
     }
-    for cluster in snapshot.clusters.values() {
-        let name =
-            if cluster.config.alt_stat_name.is_empty() { &cluster.config.name } else { &cluster.config.alt_stat_name };
-        let one = |(key, value): (&str, u64), counter| Stat {
-            dotted: format!("cluster.{name}.{key}"),
-            name: format!("envoy_cluster_{key}"),
-            label: Some(("cluster_name", name.to_string())),
-            value,
-            counter,
-        };
-        out.extend(cluster.stats.counters().map(|c| one(c, true)));
-        out.extend(cluster.stats.gauges().map(|g| one(g, false)));
+    snapshot.clusters.values().for_each(|cluster| of_cluster(cluster, &mut out));
+    for (prefix, stats) in handles.telemetry.http.list() {
+        for (key, value, counter) in stats.all() {
+            let mut labels = vec![("http_conn_manager_prefix", prefix.to_string())];
+            let class = key.strip_prefix("downstream_rq_").filter(|rest| rest.ends_with("xx"));
+            let plain = if class.is_some() { "downstream_rq" } else { key };
+            labels.extend(class.map(|class| ("response_code_class", class.to_owned())));
+            let dotted = format!("http.{prefix}.{key}");
+            out.push(Stat { dotted, name: format!("envoy_http_{}", plain.replace('.', "_")), labels, value, counter });
+        }
     }
     out.push(Stat {
         dotted: "access_log.lines_dropped".to_owned(),
         name: "mesh_proxy_access_log_lines_dropped".to_owned(),
-        label: None,
-        value: handles.telemetry.logs.dropped(),
+        labels: vec![],
+        value: handles.telemetry.logs.files.dropped(),
         counter: true,
     });
+    let counters = handles.telemetry.logs.exports.counters();
+    for (key, value) in [("sent", &counters.sent), ("dropped", &counters.dropped)] {
+        out.push(Stat {
+            dotted: format!("access_log.records_{key}"),
+            name: format!("mesh_proxy_access_log_records_{key}"),
+            labels: vec![],
+            value: value.load(Relaxed),
+            counter: true,
+        });
+    }
     out.push(Stat {
         dotted: "tracing.spans_dropped".to_owned(),
         name: "mesh_proxy_spans_dropped".to_owned(),
-        label: None,
+        labels: vec![],
         value: handles.telemetry.spans.dropped.load(Relaxed),
         counter: true,
     });
-    out.sort_by(|a, b| (&a.name, &a.label).cmp(&(&b.name, &b.label)));
+    out.sort_by(|a, b| (&a.name, &a.labels).cmp(&(&b.name, &b.labels)));
     out
+}
+
+fn of_cluster(cluster: &Cluster, out: &mut Vec<Stat>) {
+    let name =
+        if cluster.config.alt_stat_name.is_empty() { &cluster.config.name } else { &cluster.config.alt_stat_name };
+    let one = |(key, value): (&str, u64), counter| {
+        let key = family(key);
+        Stat {
+            dotted: format!("cluster.{name}.{key}"),
+            name: format!("envoy_cluster_{}", key.replace('.', "_")),
+            labels: vec![("cluster_name", name.to_string())],
+            value,
+            counter,
+        }
+    };
+    out.extend(cluster.stats.counters().map(|c| one(c, true)));
+    out.extend(cluster.stats.gauges().map(|g| one(g, false)));
+    let mut classes = BTreeMap::new();
+    let answered = |kind: &'static str, code: String, value| Stat {
+        dotted: format!("cluster.{name}.upstream_rq_{code}"),
+        name: "envoy_cluster_upstream_rq".to_owned(),
+        labels: vec![(kind, code), ("cluster_name", name.to_string())],
+        value,
+        counter: true,
+    };
+    for (status, value) in cluster.stats.codes.seen() {
+        *classes.entry(status / 100).or_insert(0) += value;
+        out.push(answered("response_code", status.to_string(), value));
+    }
+    out.extend(classes.into_iter().map(|(class, n)| answered("response_code_class", format!("{class}xx"), n)));
+}
+
+/// Envoy's name: those of a family have its name and a dot in front.
+fn family(key: &str) -> String {
+    let families =
+        [("outlier_ejections_", "outlier_detection.ejections_"), ("ssl_", "ssl."), ("health_check_", "health_check.")];
+    let found = families.iter().find_map(|(from, to)| Some(format!("{to}{}", key.strip_prefix(from)?)));
+    found.unwrap_or_else(|| key.to_owned())
 }
 
 /// Bytes of memory that are resident.
@@ -124,12 +172,9 @@ pub fn prometheus(handles: &Handles) -> String {
         if stat.name != last {
             let _ = writeln!(out, "# TYPE {} {}", stat.name, if stat.counter { "counter" } else { "gauge" });
         }
-        let _ = match &stat.label {
-            Some((key, value)) => {
-                writeln!(out, "{}{{{key}=\"{}\"}} {}", stat.name, value.replace('"', "\\\""), stat.value)
-            }
-            None => writeln!(out, "{}{{}} {}", stat.name, stat.value),
-        };
+        let escaped = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let labels: Vec<String> = stat.labels.iter().map(|(k, v)| format!("{k}=\"{}\"", escaped(v))).collect();
+        let _ = writeln!(out, "{}{{{}}} {}", stat.name, labels.join(","), stat.value);
         last = stat.name;
     }
     out

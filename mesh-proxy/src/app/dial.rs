@@ -12,6 +12,7 @@ use mesh_api::model::Name;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::config::SharedConfig;
+use crate::identity::KEEPALIVE;
 use crate::telemetry::span_export::{Dial, Stream};
 use crate::upstream::balance::ThreadRandom;
 use crate::upstream::{LbContext, connect};
@@ -19,10 +20,6 @@ use crate::xds::sds::Channels;
 
 /// How long a connection to a control plane may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
-/// An idle connection is asked this often whether it lives.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-/// And given up when it does not answer for this long.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Dials endpoints of clusters in force.
 #[derive(Debug, Clone)]
@@ -47,17 +44,22 @@ impl Dial for Dialer {
 impl Dialer {
     /// A channel to a cluster, which connects when it is used. `authority` is told to the server.
     pub fn channel_to(&self, cluster: &Name, authority: &str) -> Result<Channel, String> {
-        let (dialer, cluster) = (self.clone(), cluster.clone());
+        let (dialer, target) = (self.clone(), cluster.clone());
         let connector = tower::service_fn(move |_: http::Uri| {
-            let connecting = dialer.dial(cluster.clone(), true);
+            let connecting = dialer.dial(target.clone(), true);
             async move { connecting.await.map(TokioIo::new) }
         });
         let host: String = authority.chars().map(|c| if c == '|' || c == '_' { '-' } else { c }).collect();
         let endpoint = Endpoint::from_shared(format!("http://{host}")).map_err(|e| e.to_string())?;
+        // What the cluster says of its connections counts here as it does for requests.
+        let (interval, timeout) = match self.0.load().cluster(cluster).and_then(|c| c.config.http.keepalive) {
+            Some(asked) if !asked.0.is_zero() => asked,
+            _ => KEEPALIVE,
+        };
         let endpoint = endpoint
             .connect_timeout(CONNECT)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .http2_keep_alive_interval(interval)
+            .keep_alive_timeout(timeout)
             .keep_alive_while_idle(true);
         Ok(endpoint.connect_with_connector_lazy(connector))
     }

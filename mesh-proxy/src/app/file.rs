@@ -1,5 +1,6 @@
 //! `mesh-proxy -c FILE`: everything is in an Envoy bootstrap file, or comes from the control plane that it names.
 
+use std::mem::take;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -23,11 +24,11 @@ pub fn run(settings: &Settings, set_level: SetLevel) -> anyhow::Result<()> {
     let Some(path) = &settings.config_path else {
         anyhow::bail!("nothing to run: name a bootstrap file (-c FILE), or a mode (sidecar, gateway, agent)");
     };
-    let bootstrap = Bootstrap::read(path).with_context(|| path.display().to_string())?;
+    let mut bootstrap = Bootstrap::read(path).with_context(|| path.display().to_string())?;
     let node = node(&bootstrap, settings);
     let most = bootstrap.limits.max_downstream_connections.and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
     let mut parts = Parts::start(&settings.process, node, SecretStore::new(), most)?;
-    apply(&mut parts, &bootstrap)?;
+    apply(&mut parts, &mut bootstrap)?;
     let (status, seen) = tokio::sync::watch::channel(AdsStatus::default());
     let client = bootstrap.ads.as_ref().map(|ads| Client {
         connect: Box::new(ByCluster { ads: ads.clone(), dialer: Dialer(parts.shared.clone()) }),
@@ -73,34 +74,27 @@ fn node(bootstrap: &Bootstrap, settings: &Settings) -> Node {
     }
 }
 
-/// Static resources: the first that cannot be used ends the start.
-fn apply(parts: &mut Parts, bootstrap: &Bootstrap) -> anyhow::Result<()> {
+/// Static resources, which are moved to where they are used: the first that cannot be ends the start.
+fn apply(parts: &mut Parts, bootstrap: &mut Bootstrap) -> anyhow::Result<()> {
     use mesh_api::xds::TypeUrl;
     let store = parts.store.clone();
     let mut store = store.lock();
-    store.bootstrap = bootstrap.wire.clone();
+    store.bootstrap = take(&mut bootstrap.wire);
     store.started = Some(SystemTime::now());
-    for secret in &bootstrap.secrets {
+    for secret in take(&mut bootstrap.secrets) {
         let reference = SdsRef { name: secret.name.clone(), source: SdsSource::Bootstrap };
-        parts
-            .shared
-            .secrets
-            .put(&reference, secret.value.kind.clone())
-            .with_context(|| format!("secret {}", secret.name))?;
-        store.put_static(TypeUrl::Secret, &secret.name, secret.wire.clone());
+        parts.shared.secrets.put(&reference, secret.value.kind).with_context(|| format!("secret {}", secret.name))?;
+        store.put_static(TypeUrl::Secret, &secret.name, secret.wire);
     }
     // Cluster tasks need the runtime of the control thread.
     let _entered = parts.runtime.enter();
-    for cluster in &bootstrap.clusters {
-        parts.configurator.put_cluster(cluster.value.clone())?;
-        store.put_static(TypeUrl::Cluster, &cluster.name, cluster.wire.clone());
+    for cluster in take(&mut bootstrap.clusters) {
+        parts.configurator.put_cluster(cluster.value)?;
+        store.put_static(TypeUrl::Cluster, &cluster.name, cluster.wire);
     }
-    for listener in &bootstrap.listeners {
-        parts
-            .configurator
-            .put_listener(listener.value.clone())
-            .with_context(|| format!("listener {}", listener.name))?;
-        store.put_static(TypeUrl::Listener, &listener.name, listener.wire.clone());
+    for listener in take(&mut bootstrap.listeners) {
+        parts.configurator.put_listener(listener.value).with_context(|| format!("listener {}", listener.name))?;
+        store.put_static(TypeUrl::Listener, &listener.name, listener.wire);
     }
     let failed = parts.configurator.settle();
     log_failures(&failed);

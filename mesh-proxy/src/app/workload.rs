@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use mesh_api::model::Locality;
@@ -37,7 +37,16 @@ fn identity_settings(i: &Identity) -> identity::Settings {
 
 /// Runs a sidecar or gateway until told to end.
 pub fn run(w: &Workload, gateway: bool, set_level: SetLevel) -> anyhow::Result<()> {
-    let node = node(w, gateway, std::env::vars())?;
+    let ip = w.ip.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    // Several proxies on one machine have a loopback address each; in a pod there is one proxy, open to its network.
+    let local = if ip.is_loopback() { ip } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
+    let open = if ip.is_loopback() { ip } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+    let admin = w.admin.unwrap_or(SocketAddr::new(local, ADMIN_PORT));
+    let mut node = node(w, gateway, std::env::vars())?;
+    if ip.is_loopback() {
+        // Whoever is on this machine can ask there: `meshctl` learns of it from the control plane.
+        node.metadata.insert("ADMIN_ADDRESS".to_owned(), Value::String(admin.to_string()));
+    }
     let secrets = SecretStore::with_local_identity();
     let parts = Parts::start(&w.process, node, secrets.clone(), 0)?;
     let control = ControlPlane::new(&w.identity.control, &w.identity.root_cert, &secrets)?;
@@ -56,12 +65,13 @@ pub fn run(w: &Workload, gateway: bool, set_level: SetLevel) -> anyhow::Result<(
         store: parts.store.clone(),
         status: Arc::new(status),
     };
+    {
+        let mut store = parts.store.lock();
+        store.bootstrap = crate::bootstrap::of_workload(client.node.clone(), admin, &w.identity.control);
+        store.started = Some(SystemTime::now());
+    }
     let readiness = parts.readiness(Some(certificate), Some((w.identity.control.clone(), seen)));
-    let ip = w.ip.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    // Several proxies on one machine have a loopback address each; in a pod there is one proxy, open to its network.
-    let local = if ip.is_loopback() { ip } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
-    let open = if ip.is_loopback() { ip } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
-    let mut places = vec![(w.admin.unwrap_or(SocketAddr::new(local, ADMIN_PORT)), Pages::Admin)];
+    let mut places = vec![(admin, Pages::Admin)];
     for port in [w.status_port, w.merged_metrics_port, w.metrics_port] {
         if port != 0 {
             places.push((SocketAddr::new(open, port), Pages::Status));

@@ -4,7 +4,7 @@
 pub mod apply;
 pub mod snapshot;
 
-pub use snapshot::{NameMap, SharedConfig, Snapshot};
+pub use snapshot::{NameMap, Services, SharedConfig, Snapshot};
 
 use mesh_api::model::Name;
 

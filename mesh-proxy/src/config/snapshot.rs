@@ -81,11 +81,22 @@ pub struct SharedConfig {
     /// The newest snapshot.
     pub snapshot: ArcSwap<Snapshot>,
     /// Who we are.
-    pub node: Node,
+    pub node: Arc<Node>,
     /// Certificates and trust anchors by name.
     pub secrets: Arc<crate::tls::SecretStore>,
     /// Makes the sinks of HTTP managers.
     pub telemetry: Arc<dyn crate::http::stats::Telemetry>,
+    /// Speaks to services that decide about requests.
+    pub services: Services,
+}
+
+/// Languages of the services that filters ask.
+#[derive(Debug, Clone)]
+pub struct Services {
+    /// External authorizers.
+    pub authz: Arc<dyn crate::http::filters::ext_authz::Codec>,
+    /// Rate limit services.
+    pub limits: Arc<dyn crate::http::filters::global_limit::Codec>,
 }
 
 impl SharedConfig {
@@ -94,8 +105,10 @@ impl SharedConfig {
         node: Node,
         secrets: Arc<crate::tls::SecretStore>,
         telemetry: Arc<dyn crate::http::stats::Telemetry>,
+        services: Services,
     ) -> Arc<Self> {
-        Arc::new(Self { snapshot: ArcSwap::from_pointee(Snapshot::default()), node, secrets, telemetry })
+        let snapshot = ArcSwap::from_pointee(Snapshot::default());
+        Arc::new(Self { snapshot, node: Arc::new(node), secrets, telemetry, services })
     }
     /// The newest snapshot: once per request or connection, then handed down.
     pub fn load(&self) -> Arc<Snapshot> {

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-pub use operator::Operator;
+pub use operator::{Operator, protocol};
 pub use time::TimeFormat;
 
 use super::{
@@ -111,9 +111,21 @@ impl<'a> Value<'a> {
             Value::Text(t) => out.extend_from_slice(t),
             // Writing into a Vec cannot fail.
             Value::Number(n) => drop(write!(out, "{n}")),
+            // What others say must not begin a line of its own.
+            Value::Json(serde_json::Value::String(s)) if s.contains(char::is_control) => {
+                let quoted = serde_json::Value::String(s.clone()).to_string();
+                out.extend_from_slice(quoted.get(1..quoted.len() - 1).unwrap_or_default().as_bytes());
+            }
             Value::Json(serde_json::Value::String(s)) => out.extend_from_slice(s.as_bytes()),
             Value::Json(v) => drop(write!(out, "{v}")),
         }
+    }
+    /// The first bytes of the text form.
+    fn cut(self, max: usize) -> Value<'static> {
+        let mut text = Vec::new();
+        self.write(&mut text);
+        text.truncate(max);
+        Value::Text(text.into())
     }
     /// As JSON, its type kept.
     pub fn into_json(self) -> serde_json::Value {
@@ -247,6 +259,8 @@ pub(crate) mod tests {
         head.headers.insert("user-agent", HeaderValue::from_static("curl/8"));
         let mut stats = ExchangeStats::new(Rc::new(testing::conn()), &head);
         stats.captured.request = head.headers.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
+        let payload = serde_json::json!({"sub": "me\nyou", "groups": ["a", "b"], "n": 7});
+        stats.metadata.insert("jwt".to_owned(), serde_json::json!({ "payload": payload }));
         stats.status = 503;
         stats.end_with(Reason::NoHealthyUpstream);
         stats.start_time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(1_700_000_000_123);
@@ -285,9 +299,21 @@ pub(crate) mod tests {
         assert_eq!(text("%START_TIME(%Y/%m/%d %H:%M:%S.%3f)%"), "2023/11/14 22:13:20.123");
         assert_eq!(text("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"), "10.0.0.1");
         assert_eq!(text("%QUERY_PARAM(x)% %PATH(NQ)%"), "1 /a");
-        for bad in ["%NOPE%", "%REQ(", "%REQ%", "50% off", "%REQ(a b)%"] {
+        assert_eq!(text("%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH)% %REQ_WITHOUT_QUERY(:PATH):1%"), "/a /");
+        assert_eq!(text("%METADATA(CLUSTER:istio:a)% %METADATA(ROUTE:istio)%"), "- -");
+        assert_eq!(text("%DOWNSTREAM_WIRE_BYTES_SENT% %COMMON_DURATION(DS_RX_BEG:DS_RX_END:ms)%"), "- -");
+        for bad in ["%NOPE%", "%METADATA(X:a)%", "%REQ(", "%REQ%", "50% off", "%REQ(a b)%"] {
             assert!(Format::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn dynamic_metadata_on_one_line() {
+        assert_eq!(text("%DYNAMIC_METADATA(jwt:payload:sub)%"), "me\\nyou");
+        assert_eq!(text("%DYNAMIC_METADATA(jwt:payload:groups)%"), r#"["a","b"]"#);
+        assert_eq!(text("%METADATA(DYNAMIC:jwt:payload:n)% %DYNAMIC_METADATA(jwt:payload:groups):4%"), r#"7 ["a""#);
+        assert_eq!(text("%DYNAMIC_METADATA(jwt:payload:none)% %DYNAMIC_METADATA(other)%"), "- -");
+        assert!(Format::parse("%DYNAMIC_METADATA%").is_err());
     }
 
     #[test]
@@ -296,6 +322,8 @@ pub(crate) mod tests {
         let view = View::finished(&stats);
         let json = |f: &str| Format::parse(f).unwrap().json(&view);
         assert_eq!(json("%RESPONSE_CODE%"), serde_json::json!(503));
+        assert_eq!(json("%DYNAMIC_METADATA(jwt:payload:n)%"), serde_json::json!(7));
+        assert_eq!(json("%DYNAMIC_METADATA(jwt:payload:sub)%"), serde_json::json!("me\nyou"));
         assert_eq!(json("%REQ(absent)%"), serde_json::Value::Null);
         assert_eq!(json("code=%RESPONSE_CODE%"), serde_json::json!("code=503"));
     }

@@ -67,7 +67,7 @@ impl HeaderOps {
             };
             let format = Format::parse(&option.value).map_err(|e| e.within(format!("header {}", option.name)))?;
             let value = match format.as_literal() {
-                Some(text) => Value::Fixed(HeaderValue::from_str(text).map_err(|_| {
+                Some(text) => Value::Fixed(HeaderValue::from_bytes(text.as_bytes()).map_err(|_| {
                     ConfigError::new(format!("header {}: {text:?} is not a header value", option.name))
                 })?),
                 None => Value::Computed(format),
@@ -138,17 +138,22 @@ impl Add {
         (self.keep_empty || !value.is_empty()).then_some(value)
     }
     fn apply(&self, headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) {
-        // A map that is full stays as it is; the limit is far above what a head may hold.
-        let result = match self.append {
-            AppendAction::AppendIfExistsOrAdd => headers.try_append(name.clone(), value).map(drop),
-            AppendAction::AddIfAbsent if headers.contains_key(name) => Ok(()),
-            AppendAction::OverwriteIfExists if !headers.contains_key(name) => Ok(()),
-            AppendAction::AddIfAbsent | AppendAction::OverwriteIfExistsOrAdd | AppendAction::OverwriteIfExists => {
-                headers.try_insert(name.clone(), value).map(drop)
-            }
-        };
-        drop(result);
+        append(headers, name, value, self.append);
     }
+}
+
+/// Adds a header in one of the ways.
+pub(super) fn append(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue, action: AppendAction) {
+    // A map that is full stays as it is; the limit is far above what a head may hold.
+    let result = match action {
+        AppendAction::AppendIfExistsOrAdd => headers.try_append(name.clone(), value).map(drop),
+        AppendAction::AddIfAbsent if headers.contains_key(name) => Ok(()),
+        AppendAction::OverwriteIfExists if !headers.contains_key(name) => Ok(()),
+        AppendAction::AddIfAbsent | AppendAction::OverwriteIfExistsOrAdd | AppendAction::OverwriteIfExists => {
+            headers.try_insert(name.clone(), value).map(drop)
+        }
+    };
+    drop(result);
 }
 
 #[cfg(test)]

@@ -221,6 +221,8 @@ pub enum Reason {
     DirectResponse,
     /// No virtual host or route matches.
     RouteNotFound,
+    /// No filter chain of the listener matches the connection.
+    FilterChainNotFound,
     /// The route's cluster does not exist.
     ClusterNotFound {
         /// Status configured for it.
@@ -274,6 +276,23 @@ pub enum Reason {
     LocalDisconnect,
     /// RBAC; the policy that matched, `none` when no ALLOW policy did.
     RbacDenied(Name),
+    /// A token is missing or not good.
+    TokenRefused {
+        /// HTTP status.
+        code: u16,
+        /// Envoy's words.
+        text: &'static str,
+    },
+    /// An external authorizer refuses.
+    ExtAuthzDenied {
+        /// Status to answer with.
+        status: u16,
+    },
+    /// An external authorizer could not be asked, or could not decide.
+    ExtAuthzError {
+        /// Status to answer with.
+        status: u16,
+    },
     /// Fault injection.
     FaultAbort {
         /// Status to answer with.
@@ -281,6 +300,16 @@ pub enum Reason {
     },
     /// Local rate limit.
     LocalRateLimited {
+        /// Status to answer with.
+        status: u16,
+    },
+    /// A rate limit service says that it is too much.
+    RateLimited {
+        /// Status to answer with.
+        status: u16,
+    },
+    /// A rate limit service could not be asked.
+    RateLimitError {
         /// Status to answer with.
         status: u16,
     },
@@ -333,7 +362,10 @@ impl Reason {
     pub fn flag(&self) -> ResponseFlags {
         use ResponseFlags as F;
         match self {
-            Reason::RouteNotFound | Reason::RouteConfigMissing | Reason::NonForwarding => F::NR,
+            Reason::RouteNotFound
+            | Reason::FilterChainNotFound
+            | Reason::RouteConfigMissing
+            | Reason::NonForwarding => F::NR,
             Reason::ClusterNotFound { .. } => F::NC,
             Reason::NoHealthyUpstream => F::UH,
             Reason::DropOverload => F::DO,
@@ -346,10 +378,13 @@ impl Reason {
             Reason::DownstreamReset => F::DR,
             Reason::LocalDisconnect => F::DC,
             Reason::FaultAbort { .. } => F::FI,
-            Reason::LocalRateLimited { .. } => F::RL,
+            Reason::LocalRateLimited { .. } | Reason::RateLimited { .. } => F::RL,
+            Reason::RateLimitError { .. } => F::RLSE,
+            Reason::ExtAuthzDenied { .. } | Reason::ExtAuthzError { .. } => F::UAEX,
             Reason::InvalidEnvoyHeaders => F::IH,
             Reason::MalformedRequest
             | Reason::AmbiguousFraming
+            | Reason::InvalidHost
             | Reason::HeadersTooLarge
             | Reason::UnderscoreInHeader
             | Reason::RequestHeaderTimeout => F::DPE,
@@ -357,14 +392,35 @@ impl Reason {
         }
     }
 
+    /// Whether it stands for an answer that the upstream did not give.
+    pub fn is_upstreams_failure(&self) -> bool {
+        matches!(
+            self,
+            Reason::NoHealthyUpstream
+                | Reason::DropOverload
+                | Reason::UpstreamReset { .. }
+                | Reason::ResponseTimeout
+                | Reason::PerTryTimeout
+                | Reason::PerTryIdleTimeout
+        )
+    }
+
     /// Status of the local reply; 0 where there is none.
     pub fn status(&self) -> u16 {
         match self {
-            Reason::Pending | Reason::DownstreamDisconnect | Reason::DownstreamReset | Reason::LocalDisconnect => 0,
+            Reason::Pending
+            | Reason::FilterChainNotFound
+            | Reason::DownstreamDisconnect
+            | Reason::DownstreamReset
+            | Reason::LocalDisconnect => 0,
             Reason::ViaUpstream | Reason::DirectResponse | Reason::HealthCheck | Reason::CorsPreflight => 200,
             Reason::RouteNotFound | Reason::RouteConfigMissing | Reason::PathInvalid | Reason::NonForwarding => 404,
             Reason::ClusterNotFound { status }
+            | Reason::ExtAuthzDenied { status }
+            | Reason::ExtAuthzError { status }
             | Reason::FaultAbort { status }
+            | Reason::RateLimited { status }
+            | Reason::RateLimitError { status }
             | Reason::LocalRateLimited { status } => *status,
             Reason::UpstreamReset { reset: Reset::ProtocolError, .. } => 502,
             Reason::NoHealthyUpstream
@@ -387,6 +443,7 @@ impl Reason {
             | Reason::UnderscoreInHeader
             | Reason::AmbiguousFraming
             | Reason::MalformedRequest => 400,
+            Reason::TokenRefused { code, .. } => *code,
             Reason::PathNormalizedRedirect => 307,
             Reason::LowVersion => 426,
             Reason::HeadersTooLarge => 431,
@@ -404,6 +461,7 @@ impl Reason {
             Reason::ViaUpstream => "via_upstream",
             Reason::DirectResponse | Reason::NonForwarding => "direct_response",
             Reason::RouteNotFound => "route_not_found",
+            Reason::FilterChainNotFound => "filter_chain_not_found",
             Reason::RouteConfigMissing => "route_configuration_not_found",
             Reason::ClusterNotFound { .. } => "cluster_not_found",
             Reason::NoHealthyUpstream => "no_healthy_upstream",
@@ -430,19 +488,26 @@ impl Reason {
             Reason::DownstreamReset => "downstream_remote_reset",
             Reason::LocalDisconnect => "downstream_local_disconnect",
             Reason::RbacDenied(policy) => return Cow::Owned(format!("rbac_access_denied_matched_policy[{policy}]")),
+            Reason::TokenRefused { text, .. } => {
+                return Cow::Owned(format!("jwt_authn_access_denied{{{}}}", text.replace(' ', "_")));
+            }
+            Reason::ExtAuthzDenied { .. } => "ext_authz_denied",
+            Reason::ExtAuthzError { .. } => "ext_authz_error",
             Reason::FaultAbort { .. } => "fault_filter_abort",
             Reason::LocalRateLimited { .. } => "local_rate_limited",
+            Reason::RateLimited { .. } => "request_rate_limited",
+            Reason::RateLimitError { .. } => "rate_limiter_error",
             Reason::HealthCheck => "health_check_ok",
             Reason::CorsPreflight => "cors_response",
             Reason::MissingHost => "missing_host_header",
-            Reason::InvalidHost => "invalid_authority",
+            Reason::InvalidHost => "http.invalid_authority",
             Reason::PathInvalid => "absolute_path_rejected",
             Reason::PathNormalizationFailed | Reason::PathNormalizedRedirect => "path_normalization_failed",
             Reason::InvalidScheme => "invalid_scheme",
             Reason::LowVersion => "low_version",
             Reason::UpgradeFailed => "upgrade_failed",
             Reason::InvalidEnvoyHeaders => "request_headers_failed_strict_check",
-            Reason::HeadersTooLarge => "request_headers_too_large",
+            Reason::HeadersTooLarge => "http1.headers_too_large",
             Reason::UnderscoreInHeader => "http.unexpected_underscore",
             Reason::AmbiguousFraming => "http1.content_length_and_chunked_not_allowed",
             Reason::MalformedRequest => "http1.codec_error",
@@ -477,10 +542,11 @@ impl Reason {
             Reason::RequestTimeout { .. } => "request timeout",
             Reason::RequestHeaderTimeout => "request header timeout",
             Reason::RbacDenied(_) => "RBAC: access denied",
+            Reason::TokenRefused { text, .. } => text,
             Reason::FaultAbort { .. } => "fault filter abort",
             Reason::LocalRateLimited { .. } => "local_rate_limited",
             Reason::RequestTooLarge => "Payload Too Large",
-            Reason::MalformedRequest | Reason::AmbiguousFraming => "Bad Request",
+            Reason::MalformedRequest | Reason::AmbiguousFraming | Reason::InvalidHost => "Bad Request",
             _ => "",
         })
     }
@@ -489,6 +555,9 @@ impl Reason {
     pub fn hint(&self) -> &'static str {
         match self {
             Reason::RouteNotFound => "no virtual host or route matches this host and path",
+            Reason::FilterChainNotFound => {
+                "the listener has no filter chain for this port, SNI or protocol; plain text to a port that demands mTLS?"
+            }
             Reason::RouteConfigMissing => "the listener's route configuration has not been received",
             Reason::ClusterNotFound { .. } => {
                 "the route names a cluster that does not exist: unknown host, port or subset"
@@ -503,6 +572,12 @@ impl Reason {
             }
             Reason::RbacDenied(name) if &**name == "none" => "ALLOW policies exist and none of them matches",
             Reason::RbacDenied(_) => "a DENY policy matches",
+            Reason::ExtAuthzDenied { .. } => "the external authorizer of a CUSTOM policy refuses it",
+            Reason::ExtAuthzError { .. } => {
+                "the external authorizer of a CUSTOM policy could not be asked: is it there, and in time?"
+            }
+            Reason::RateLimitError { .. } => "the rate limit service could not be asked: is it there, and in time?",
+            Reason::TokenRefused { .. } => "the token is missing or not good: see issuer, keys, times and audience",
             _ => "",
         }
     }
@@ -620,7 +695,7 @@ pub fn http_status_of(grpc: u32) -> u16 {
 }
 
 /// Percent-encodes a `grpc-message`.
-fn grpc_message(body: &[u8]) -> String {
+pub fn grpc_message(body: &[u8]) -> String {
     let mut text = String::with_capacity(body.len());
     for &b in body {
         match b {

@@ -19,7 +19,7 @@ use crate::{
 /// A compiled HTTP connection manager.
 #[derive(Debug)]
 pub struct HttpManager {
-    /// As it was declared.
+    /// As it was declared, but for the routes, which are compiled.
     pub config: model::HttpManager,
     routes: Routes,
     /// Filters in order, without the router.
@@ -117,7 +117,7 @@ impl HttpManager {
             needs,
             metadata,
             upgrades: config.upgrades.iter().map(|u| (u.kind.to_ascii_lowercase().into(), u.enabled)).collect(),
-            config: config.clone(),
+            config: model::HttpManager { routes: RouteSource::Rds("".into()), ..config.clone() },
         }))
     }
 

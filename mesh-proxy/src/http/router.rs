@@ -11,8 +11,16 @@ use mesh_api::model::{self, FilterOverride, Name, RequireTls};
 
 pub use action::{Action, Forward, HostRewrite, Mirror, Redirect, Target, Weighted};
 
-use self::{hosts::Hosts, matching::Matcher};
-use super::{filters::Overrides, header_ops::HeaderOps, message::RequestHead, retry::RetryPolicy, stats::Needs};
+pub(crate) use self::matching::Matcher;
+
+use self::hosts::Hosts;
+use super::{
+    filters::{Overrides, descriptors::Rules},
+    header_ops::HeaderOps,
+    message::RequestHead,
+    retry::RetryPolicy,
+    stats::Needs,
+};
 use crate::{config::ConfigError, net::ConnInfo};
 
 /// A compiled route configuration.
@@ -59,6 +67,8 @@ pub struct VirtualHost {
     pub headers: Ops,
     /// Filter configuration.
     pub overrides: Overrides,
+    /// What rate limit services are told.
+    pub limits: Rules,
     /// Retries of routes that have none.
     pub retry: Option<RetryPolicy>,
     /// `x-envoy-attempt-count` upstream.
@@ -83,6 +93,8 @@ pub struct Route {
     pub operation: Option<Name>,
     /// The prefix or path that matched, for prefix rewrites.
     pub path: model::PathMatch,
+    /// What was said of it.
+    pub metadata: model::Metadata,
 }
 
 /// What was found.
@@ -149,15 +161,21 @@ impl RouteTable {
         self.clusters.iter()
     }
 
-    /// The first route that matches. `random` decides fractions.
-    pub fn find(self: &Arc<Self>, head: &RequestHead, conn: &ConnInfo, random: u64) -> Found {
+    /// The first route that matches. `random` decides fractions; `metadata` is what filters said so far.
+    pub fn find(
+        self: &Arc<Self>,
+        head: &RequestHead,
+        conn: &ConnInfo,
+        random: u64,
+        metadata: &model::Metadata,
+    ) -> Found {
         let Some(index) = self.hosts.find(head.authority.as_str()) else { return Found::Nothing(None) };
         let Some(host) = self.virtual_hosts.get(index) else { return Found::Nothing(None) };
         // Without trusted hops every peer that is not local counts as external.
         if host.require_tls != RequireTls::None && head.scheme != super::message::Scheme::Https {
             return Found::RequireTls;
         }
-        match host.routes.iter().position(|r| r.matcher.matches(head, conn, random)) {
+        match host.routes.iter().position(|r| r.matcher.matches(head, conn, random, metadata)) {
             Some(route) => Found::Route(RouteMatch { table: self.clone(), host: index, route }),
             None => Found::Nothing(Some(host.name.clone())),
         }
@@ -177,6 +195,7 @@ impl VirtualHost {
             require_tls: host.require_tls,
             headers: Ops::compile(&host.headers, needs)?,
             overrides: overrides(&host.filter_overrides)?,
+            limits: Rules::compile(&host.rate_limits)?,
             retry: host.retry.as_ref().map(RetryPolicy::compile).transpose()?,
             attempt_count_in_request: host.include_request_attempt_count,
             attempt_count_in_response: host.include_attempt_count_in_response,
@@ -209,6 +228,7 @@ impl Route {
             overrides: overrides(&route.filter_overrides)?,
             operation: (!route.operation.is_empty()).then(|| route.operation.clone()),
             path: route.matches.path.clone(),
+            metadata: route.metadata.clone(),
         })
     }
 }

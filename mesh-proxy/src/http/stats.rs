@@ -2,7 +2,12 @@
 //! way by the exchange and handed to an [`ExchangeSink`] exactly once, also when the client goes away. Knows no format
 //! and no metric.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::SystemTime};
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, uri::PathAndQuery};
 use mesh_api::model::{self, Name};
@@ -53,12 +58,16 @@ pub struct ExchangeStats {
     pub reason: Reason,
     /// Text of the transport's failure (`%UPSTREAM_TRANSPORT_FAILURE_REASON%`).
     pub transport_failure: Option<Name>,
-    /// `%CONNECTION_TERMINATION_DETAILS%`.
+    /// Why the client's connection never carried data (`%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`).
+    pub downstream_failure: Option<Name>,
+    /// Why we ended the client's connection (`%CONNECTION_TERMINATION_DETAILS%`).
     pub termination: Option<Name>,
     /// Why access was refused, for explanations: policy or first failed condition, as text.
     pub denial: Option<Box<str>>,
     /// Results of shadow (dry-run) rules: whether they would let it pass, and the policy.
     pub shadow: SmallVec<[ShadowResult; 1]>,
+    /// Dynamic metadata: what filters tell those after them, by the filter's name.
+    pub metadata: model::Metadata,
 
     /// Bytes of heads.
     pub request_header_bytes: u64,
@@ -167,6 +176,15 @@ pub struct Needs {
     pub trailers: Vec<HeaderName>,
 }
 
+/// Adds a header by name to those that are kept; a text that is none is never there.
+pub fn want(list: &mut Vec<HeaderName>, name: &str) {
+    if let Ok(name) = HeaderName::from_bytes(name.as_bytes())
+        && !list.contains(&name)
+    {
+        list.push(name);
+    }
+}
+
 impl Needs {
     /// Adds what `other` needs.
     pub fn merge(&mut self, other: &Needs) {
@@ -232,9 +250,11 @@ impl ExchangeStats {
             flags: ResponseFlags::NONE,
             reason: Reason::Pending,
             transport_failure: None,
+            downstream_failure: None,
             termination: None,
             denial: None,
             shadow: SmallVec::new(),
+            metadata: model::Metadata::new(),
             request_header_bytes: 0,
             response_header_bytes: 0,
             response_trailer_bytes: 0,
@@ -291,14 +311,22 @@ pub trait ExchangeSink: std::fmt::Debug + Send + Sync {
     fn needs(&self) -> Needs {
         Needs::default()
     }
-    /// A route was found (or not) and the request is about to go upstream: read and write trace headers here.
+    /// The head is prepared and nothing is decided yet: read and write trace headers here.
     fn begin(&self, _stats: &mut ExchangeStats, _head: &mut RequestHead, _random: &dyn Fn() -> u64) {}
+    /// A connection begins.
+    fn connected(&self, _worker: usize) {}
+    /// It is over, on the same worker.
+    fn disconnected(&self, _worker: usize) {}
     /// The exchange is over. `worker` is the worker's id, for sharded counters.
     fn record(&self, stats: &ExchangeStats, worker: usize);
 }
 
 /// Where forwarded connections go: one per TCP proxy.
 pub trait ConnectionSink: std::fmt::Debug + Send + Sync {
+    /// How often [`ConnectionSink::moved`] is called while bytes move.
+    fn interval(&self) -> Duration {
+        Duration::from_secs(15)
+    }
     /// The connection has an upstream, or never will have one. Called once.
     fn opened(&self, stats: &ExchangeStats, worker: usize);
     /// So many more bytes from the client and to the client since the last call.
@@ -316,9 +344,22 @@ pub trait Telemetry: std::fmt::Debug + Send + Sync {
     fn tcp_sink(
         &self,
         _proxy: &model::TcpProxy,
+        _stats: Option<&model::IstioStats>,
         _ctx: &crate::config::CompileCtx,
     ) -> Result<Arc<dyn ConnectionSink>, crate::config::ConfigError> {
         Ok(Arc::new(NoTelemetry))
+    }
+
+    /// Where a listener's own access log goes; `None`: it has none.
+    ///
+    /// # Errors
+    /// A format or filter that cannot be compiled.
+    fn listener_sink(
+        &self,
+        _logs: &[model::AccessLog],
+        _ctx: &crate::config::CompileCtx,
+    ) -> Result<Option<Arc<dyn ExchangeSink>>, crate::config::ConfigError> {
+        Ok(None)
     }
 
     /// Resolves what can be resolved now.

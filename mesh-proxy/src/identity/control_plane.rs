@@ -18,10 +18,10 @@ use crate::tls::{ClientTls, ConnectOptions, SecretStore};
 
 /// How long a connection may take to be made, TLS included.
 const CONNECT: Duration = Duration::from_secs(10);
-/// An idle connection is asked this often whether it lives.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-/// And given up when it does not answer for this long.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// An idle connection to a control plane is asked this often whether it lives (first), and given up when it does not
+/// answer for this long (second): one that is dead is noticed within half a minute. Servers in Go complain of pings that
+/// come closer than 15 s.
+pub const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(8));
 
 /// How the control plane is reached.
 #[derive(Debug, Clone)]
@@ -77,8 +77,8 @@ impl ControlPlane {
         });
         let endpoint = Endpoint::from_static("http://control-plane")
             .connect_timeout(CONNECT)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE.0)
+            .keep_alive_timeout(KEEPALIVE.1)
             .keep_alive_while_idle(true);
         // The TLS is ours: tonic sees an `http` address and must name the true authority.
         let name = self.server_name();

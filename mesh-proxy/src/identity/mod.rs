@@ -12,10 +12,11 @@ mod rotate;
 mod schedule;
 mod sds_server;
 mod storage;
+mod trust;
 
 use std::{path::PathBuf, time::Duration};
 
-pub use control_plane::ControlPlane;
+pub use control_plane::{ControlPlane, KEEPALIVE};
 pub use rotate::{Status, keep};
 pub use sds_server::{agent, serve_secrets};
 
@@ -29,7 +30,8 @@ pub const ROOTS: &str = "ROOTCA";
 pub struct Settings {
     /// `HOST:PORT` of the control plane.
     pub control: String,
-    /// Trust anchors of the control plane, PEM. Read again when it changes.
+    /// Trust anchors of the control plane, PEM. Read again when it changes; what joins the mesh's own roots there is
+    /// trusted at once.
     pub root_cert: PathBuf,
     /// The workload's token. Read again at every attempt; `None`: only renewal by certificate works.
     pub token: Option<PathBuf>,

@@ -8,17 +8,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mesh_api::model::{DataSource, Name, PrivateData, SecretKind, TlsCertificate, ValidationContext};
+use mesh_api::model::{DataSource, Name, PrivateData, SecretKind, TlsCertificate};
 use tokio::sync::watch;
 
 use super::{
-    CERTIFICATE, ControlPlane, IdentityError, ROOTS, Settings,
+    CERTIFICATE, ControlPlane, IdentityError, Settings,
     ca_client::{self, Answer},
     csr::Request,
     schedule,
     storage::{self, Kept},
+    trust::Trust,
 };
-use crate::tls::{CertificateFacts, Material, SecretStore};
+use crate::tls::{CertificateFacts, SecretStore};
 
 /// No sleep is longer: the machine may be suspended, or its clock set.
 const NAP: Duration = Duration::from_secs(30);
@@ -45,20 +46,29 @@ pub struct Status {
 /// Keeps the identity of this process fresh, for ever. The secrets are in the store as soon as `status` says ready.
 pub async fn keep(settings: Settings, store: Arc<SecretStore>, status: Arc<watch::Sender<Status>>) {
     let settings = Arc::new(settings);
-    let mut keeper = Keeper { settings, store, status, not_after: None, failures: 0, random: rand::random::<f64> };
-    let mut wait = keeper.restore();
-    loop {
-        keeper.sleep(wait).await;
-        wait = match keeper.renew().await {
-            Ok(life) => schedule::renewal(life, (keeper.random)()),
-            Err(error) => keeper.failed(&error),
-        };
+    let trust = Arc::new(Trust::new(settings.root_cert.clone(), store.clone()));
+    let random = rand::random::<f64>;
+    let mut keeper = Keeper { settings, store, trust: trust.clone(), status, not_after: None, failures: 0, random };
+    let renewals = async {
+        let mut wait = keeper.restore();
+        loop {
+            keeper.sleep(wait).await;
+            wait = match keeper.renew().await {
+                Ok(life) => schedule::renewal(life, (keeper.random)()),
+                Err(error) => keeper.failed(&error),
+            };
+        }
+    };
+    tokio::select! {
+        () = renewals => {}
+        () = trust.follow() => {}
     }
 }
 
 struct Keeper {
     settings: Arc<Settings>,
     store: Arc<SecretStore>,
+    trust: Arc<Trust>,
     status: Arc<watch::Sender<Status>>,
     /// End of the certificate in force; `None`: there is none.
     not_after: Option<SystemTime>,
@@ -167,15 +177,8 @@ impl Keeper {
 
     fn put(&mut self, answer: &Answer, key: Name, facts: &CertificateFacts) -> Result<(), IdentityError> {
         let bad = |e: crate::tls::TlsError| IdentityError::Answer(e.to_string());
-        let roots = SecretStore::local_reference(ROOTS);
-        // What is trusted comes before what is shown: peers with the new one already are understood. Equal roots leave
-        // their generation alone.
-        let same = |m: &Material| matches!(m, Material::Trust(t) if t.ca_pem == answer.roots);
-        if !self.store.slot(&roots).state().material.as_ref().is_some_and(same) {
-            let trusted_ca = Some(DataSource::Inline(answer.roots.clone()));
-            let context = ValidationContext { trusted_ca, ..Default::default() };
-            self.store.put(&roots, SecretKind::Validation(context)).map_err(bad)?;
-        }
+        // What is trusted comes before what is shown: peers with the new one already are understood.
+        self.trust.answered(&answer.roots).map_err(bad)?;
         let chain = DataSource::Inline(answer.chain.clone());
         let certificate = TlsCertificate { chain, key: PrivateData(DataSource::Inline(key)) };
         let own = SecretStore::local_reference(CERTIFICATE);

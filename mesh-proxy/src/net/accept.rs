@@ -14,7 +14,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
-use mesh_api::model::Address;
+use mesh_api::model::{Address, TrafficDirection};
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::mpsc,
@@ -77,6 +77,8 @@ pub struct Siblings {
     pub workers: Vec<Sibling>,
     /// Connections at once in the process; 0: no limit.
     pub max_connections: usize,
+    /// Fires when listeners of inbound traffic stop accepting.
+    pub inbound: drain::Trigger,
     total: AtomicUsize,
 }
 
@@ -92,7 +94,8 @@ impl Siblings {
     /// Idle workers.
     pub fn new(commands: Vec<mpsc::UnboundedSender<Command>>, max_connections: usize) -> Arc<Self> {
         let workers = commands.into_iter().map(|commands| Sibling { connections: AtomicUsize::new(0), commands });
-        Arc::new(Self { workers: workers.collect(), max_connections, total: AtomicUsize::new(0) })
+        let inbound = drain::Trigger::new();
+        Arc::new(Self { workers: workers.collect(), max_connections, inbound, total: AtomicUsize::new(0) })
     }
     /// Connections now.
     pub fn connections(&self) -> usize {
@@ -200,10 +203,13 @@ pub async fn run(
         other => other,
     };
     let mut backoff = Backoff::default();
-    // The listener goes away, or the whole process.
+    let inbound = active.current.load().config.traffic_direction == TrafficDirection::Inbound;
+    let inbound = if inbound { siblings.inbound.watch() } else { drain::Watch::never() };
+    // The listener goes away, or all inbound ones, or the whole process.
     let ending = async {
         tokio::select! {
             _ = stop.changed() => {}
+            () = inbound.draining() => {}
             () = worker.drain.draining() => {}
         }
     };

@@ -2,6 +2,7 @@
 //! filters, and then whoever serves it; and its end when its chain drains or its policy changes.
 
 use std::{
+    cell::OnceCell,
     net::{Ipv4Addr, SocketAddr},
     rc::Rc,
     sync::{
@@ -12,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use mesh_api::model::Name;
+use mesh_api::model::{Metadata, Name};
 use tokio::{
     net::{TcpStream, UnixStream},
     time::{Instant, timeout},
@@ -26,9 +27,19 @@ use super::{
 };
 use crate::{
     drain::{Phase, Watch},
-    http::{self, filters::rbac},
+    http::{
+        self,
+        authorizer::Caller,
+        filters::{
+            ext_authz::{Answer, ExtAuthz, Question},
+            rbac,
+        },
+        local_reply::Reason,
+        stats::{ExchangeSink, ExchangeStats},
+    },
     runtime::Worker,
-    tcp,
+    tcp::{self, forward::Ending},
+    tls::PeerInfo,
 };
 
 /// A socket as it was accepted.
@@ -49,6 +60,7 @@ struct Ready {
     info: Rc<ConnInfo>,
     chain: Arc<Chain>,
     watch: Watch,
+    ending: Rc<Ending>,
     _permits: Vec<Permit>,
 }
 
@@ -69,49 +81,93 @@ impl Drop for Active {
     }
 }
 
+/// Counts an HTTP connection as long as it lives.
+struct Counted(Arc<dyn ExchangeSink>, usize);
+
+impl Counted {
+    fn new(sink: Arc<dyn ExchangeSink>, worker: usize) -> Self {
+        sink.connected(worker);
+        Self(sink, worker)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.disconnected(self.1);
+    }
+}
+
 /// Serves a connection to its end.
 pub async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, socket: Socket) {
     // Getting ready takes far more state than idling; its future is not kept.
     let Some((ready, _active)) = Box::pin(prepare(&worker, listener, socket)).await else { return };
-    let Ready { io, info, chain, watch, _permits } = ready;
+    let Ready { io, info, chain, watch, ending, _permits } = ready;
     let guarded = watch.clone();
     match &chain.terminal {
         Some(Terminal::Http { live, .. }) => {
+            let id = worker.id;
+            let _counted = Counted::new(live.load().sink.clone(), id);
             let serving = http::server::serve(worker, io, info.clone(), live.clone(), watch);
             tokio::select! {
                 () = serving => {}
-                () = must_end(guarded, &chain, &info) => {}
+                () = must_end(guarded, &chain, &info, &ending) => {}
             }
+            note_end(&info, &ending, id);
         }
         Some(Terminal::Tcp(proxy)) => {
-            let serving = tcp::forward::run(worker, io, info.clone(), proxy.clone(), watch);
+            let serving = tcp::forward::run(worker, io, info.clone(), proxy.clone(), watch, ending.clone());
             tokio::select! {
-                _stats = serving => {}
-                () = must_end(guarded, &chain, &info) => {}
+                () = serving => {}
+                () = must_end(guarded, &chain, &info, &ending) => {}
             }
         }
-        None => {}
+        None => note_end(&info, &ending, worker.id),
     }
+}
+
+/// Writes a connection into the listener's own log. (Forwarded connections know more of themselves and do it there.)
+fn note_end(info: &Rc<ConnInfo>, ending: &Ending, worker: usize) {
+    note(info, ending.log.as_ref(), worker, |stats| stats.termination = ending.details.get().cloned());
+}
+
+fn note(
+    info: &Rc<ConnInfo>,
+    log: Option<&Arc<dyn ExchangeSink>>,
+    worker: usize,
+    fill: impl FnOnce(&mut ExchangeStats),
+) {
+    let Some(log) = log else { return };
+    let mut stats = ExchangeStats::of_connection(info.clone());
+    stats.times.end = Some(Instant::now());
+    fill(&mut stats);
+    log.record(&stats, worker);
 }
 
 /// Resolves when a connection must not go on: its drain is over, a new policy refuses it, or its peer's certificate is
 /// not trusted any more.
-async fn must_end(mut watch: Watch, chain: &Chain, info: &ConnInfo) {
+async fn must_end(mut watch: Watch, chain: &Chain, info: &ConnInfo, ending: &Ending) {
     loop {
         if watch.changed().await == Phase::Closed {
             return;
         }
         if let Some(denied) = refusal(&chain.policy.load(), info) {
             tracing::debug!(connection = info.id, listener = %info.listener, policy = ?denied, "closed by a new policy");
+            let _ = ending.details.set(denied_by(&denied));
             return;
         }
         if let (Some(tls), Some(peer)) = (&chain.tls, &info.tls)
             && let Err(e) = tls.still_trusted(peer)
         {
             tracing::debug!(connection = info.id, listener = %info.listener, error = %e, "closed: peer not trusted any more");
+            let _ = ending.details.set("peer_certificate_not_trusted_any_more".into());
             return;
         }
     }
+}
+
+/// Envoy's text for a refused connection.
+fn denied_by(policy: &str) -> Name {
+    format!("rbac_access_denied_matched_policy[{}]", if policy.is_empty() { "none" } else { policy }).into()
 }
 
 /// The policy that refuses a connection (empty: none allows it); `None`: it may go on.
@@ -133,8 +189,10 @@ async fn prepare(worker: &Worker, listener: Arc<Listener>, socket: Socket) -> Op
     let active = Active::count(&listener.stats);
     let (listener, socket, mut seen) = match inspect(worker, listener, socket).await {
         Ok(found) => found,
-        Err(e) => {
+        Err(lost) => {
+            let (listener, seen, e) = *lost;
             tracing::debug!(connection = id, error = %e, "connection refused by listener filters");
+            note(&Rc::new(facts(id, accepted, &listener, None, seen, None)), listener.log.as_ref(), worker.id, |_| {});
             return None;
         }
     };
@@ -142,21 +200,43 @@ async fn prepare(worker: &Worker, listener: Arc<Listener>, socket: Socket) -> Op
         listener.stats.no_filter_chain_match.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(connection = id, listener = %listener.config.name, sni = ?seen.sni, local = ?seen.local,
             response_flags = "NR", "closed: no matching filter chain");
+        let info = Rc::new(facts(id, accepted, &listener, None, seen, None));
+        note(&info, listener.log.as_ref(), worker.id, |stats| stats.end_with(Reason::FilterChainNotFound));
         return None;
     };
     // Registered before anything is decided by the chain's content, so that no change of it goes unnoticed.
     let watch = chain.drain.watch();
     let prefix = seen.take_buffer();
-    let (io, tls) = match terminate(&listener, &chain, transport(socket, prefix)).await {
+    let (io, tls) = match terminate(&chain, transport(socket, prefix)).await {
         Ok(done) => done,
-        Err(reason) => {
+        Err((details, reason)) => {
             listener.stats.tls_errors.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(connection = id, listener = %listener.config.name, peer = ?seen.peer, reason, "TLS handshake failed");
+            let info = Rc::new(facts(id, accepted, &listener, Some(&chain), seen, None));
+            note(&info, listener.log.as_ref(), worker.id, |stats| {
+                stats.downstream_failure = Some(reason.into());
+                stats.termination = details.map(Name::from);
+            });
             return None;
         }
     };
-    let sni_cluster = chain.filters.iter().any(|f| matches!(f, NetFilter::SniCluster));
-    let info = Rc::new(ConnInfo {
+    let info = Rc::new(facts(id, accepted, &listener, Some(&chain), seen, tls));
+    let ending = Rc::new(Ending { log: listener.log.clone(), details: OnceCell::new() });
+    let permits = admit(worker, &chain, &info, &ending).await?;
+    Some((Ready { io, info, chain, watch, ending, _permits: permits }, active))
+}
+
+/// What is known of a connection when its chain is chosen (or there is none), and its handshake is done (or has failed).
+fn facts(
+    id: u64,
+    accepted: Instant,
+    listener: &Listener,
+    chain: Option<&Chain>,
+    seen: Inspection,
+    tls: Option<PeerInfo>,
+) -> ConnInfo {
+    let sni_cluster = chain.is_some_and(|c| c.filters.iter().any(|f| matches!(f, NetFilter::SniCluster)));
+    ConnInfo {
         id,
         peer: seen.peer.unwrap_or(NOWHERE),
         direct_peer: seen.direct_peer.unwrap_or(NOWHERE),
@@ -169,19 +249,20 @@ async fn prepare(worker: &Worker, listener: Arc<Listener>, socket: Socket) -> Op
         tls,
         listener: listener.config.name.clone(),
         direction: listener.config.traffic_direction,
-        chain: chain.config.name.clone(),
+        chain: chain.map_or_else(|| "".into(), |c| c.config.name.clone()),
         accepted,
-    });
-    let permits = admit(&chain, &info).await?;
-    Some((Ready { io, info, chain, watch, _permits: permits }, active))
+    }
 }
+
+/// A connection that listener filters refused: whose it is, what was learned of it, why.
+type Lost = Box<(Arc<Listener>, Inspection, Refused)>;
 
 /// Listener filters of `listener` and, after a hand-off by original destination, of the listener it goes to.
 async fn inspect(
     worker: &Worker,
     mut listener: Arc<Listener>,
     mut socket: Socket,
-) -> Result<(Arc<Listener>, Socket, Inspection), Refused> {
+) -> Result<(Arc<Listener>, Socket, Inspection), Lost> {
     let mut seen = match &socket {
         Socket::Tcp(_, local, peer) => Inspection::of(Some(*local), Some(*peer)),
         Socket::Unix(_) => Inspection::of(None, None),
@@ -189,8 +270,10 @@ async fn inspect(
     let mut handed_over = false;
     loop {
         let config = listener.config.clone();
-        if !config.listener_filters.is_empty() {
-            run_filters(&listener, &mut socket, &mut seen).await?;
+        if !config.listener_filters.is_empty()
+            && let Err(e) = run_filters(&listener, &mut socket, &mut seen).await
+        {
+            return Err(Box::new((listener, seen, e)));
         }
         if handed_over || !config.use_original_dst || !seen.restored {
             return Ok((listener, socket, seen));
@@ -245,34 +328,44 @@ fn transport(socket: Socket, prefix: Bytes) -> Transport {
     }
 }
 
-/// Terminates TLS if the chain does.
+/// Terminates TLS if the chain does. The error: details of the connection's end, if we ended it, and the reason.
 async fn terminate(
-    listener: &Listener,
     chain: &Chain,
     transport: Transport,
-) -> Result<(Io, Option<crate::tls::PeerInfo>), String> {
+) -> Result<(Io, Option<PeerInfo>), (Option<&'static str>, String)> {
     let Some(tls) = &chain.tls else { return Ok((transport.into(), None)) };
     let limit = chain.config.transport_socket_connect_timeout;
     let limit = if limit.is_zero() { HANDSHAKE_LIMIT } else { limit };
     let handshake = tls.accept(transport);
-    let done = timeout(limit, handshake).await.map_err(|_| format!("no end after {limit:?}"))?;
-    let (stream, peer) = done.map_err(|e| e.to_string())?;
-    let _ = listener;
+    let too_long = |_| (Some("transport socket timeout was reached"), format!("no end after {limit:?}"));
+    let (stream, peer) = timeout(limit, handshake).await.map_err(too_long)?.map_err(|e| (None, e.to_string()))?;
     Ok((Io::Tls(Box::new(stream)), Some(peer)))
 }
 
 /// Nobody may hold a socket in a handshake for ever, even when the configuration sets no limit.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(60);
 
-/// Network filters in order; `None`: the connection is closed.
-async fn admit(chain: &Chain, info: &ConnInfo) -> Option<Vec<Permit>> {
+/// Network filters in order; `None`: the connection is closed, and recorded.
+async fn admit(worker: &Worker, chain: &Chain, info: &Rc<ConnInfo>, ending: &Rc<Ending>) -> Option<Vec<Permit>> {
     let mut permits = vec![];
+    let mut metadata = Metadata::new();
     for filter in chain.filters.iter() {
         match filter {
-            NetFilter::Rbac { .. } => {
+            NetFilter::Rbac { shadow, shadow_prefix, .. } => {
+                if let Some(shadow) = shadow {
+                    let attributes =
+                        rbac::Attributes { conn: info, head: None, client: info.peer, metadata: Some(&metadata) };
+                    let verdict = shadow.check(&attributes);
+                    rbac::note_shadow(&mut metadata, rbac::NETWORK_METADATA, shadow_prefix, &verdict);
+                }
                 if let Some(policy) = refusal(std::slice::from_ref(filter), info) {
                     tracing::debug!(connection = info.id, listener = %info.listener, policy = %policy,
                         "closed: rbac_access_denied_matched_policy");
+                    let _ = ending.details.set(denied_by(&policy));
+                    match &chain.terminal {
+                        Some(Terminal::Tcp(proxy)) => tcp::forward::refused(worker, info, proxy, ending.clone(), None),
+                        _ => note_end(info, ending, worker.id),
+                    }
                     return None;
                 }
             }
@@ -280,11 +373,51 @@ async fn admit(chain: &Chain, info: &ConnInfo) -> Option<Vec<Permit>> {
                 Some(permit) => permits.push(permit),
                 None => {
                     tokio::time::sleep(limit.delay).await;
+                    note_end(info, ending, worker.id);
                     return None;
                 }
             },
+            NetFilter::ExtAuthz(filter) => {
+                if let Some(reason) = ask(worker, filter, info, &metadata).await {
+                    tracing::debug!(connection = info.id, listener = %info.listener, details = %reason.details(),
+                        "closed by an external authorizer");
+                    match &chain.terminal {
+                        Some(Terminal::Tcp(proxy)) => {
+                            tcp::forward::refused(worker, info, proxy, ending.clone(), Some(reason));
+                        }
+                        _ => note_end(info, ending, worker.id),
+                    }
+                    return None;
+                }
+            }
             NetFilter::SniCluster => {}
         }
     }
     Some(permits)
+}
+
+/// Asks an external authorizer about a connection; the reason of a refusal.
+async fn ask(worker: &Worker, filter: &ExtAuthz, info: &ConnInfo, metadata: &Metadata) -> Option<Reason> {
+    if !filter.applies(metadata, || worker.rng.next_u64()) {
+        return None;
+    }
+    let snapshot = worker.shared.load();
+    let caller = Caller { worker, snapshot: &snapshot, conn: info, alpn: None };
+    let question = Question {
+        conn: info,
+        client: info.peer,
+        certificate: filter.config.include_certificate,
+        tls_session: filter.config.include_tls_session,
+        request: None,
+        context: &[],
+        metadata: filter.metadata(metadata),
+    };
+    match caller.ask(filter, &*worker.shared.services.authz, &question).await {
+        Ok(Answer::Allowed(_)) => None,
+        Ok(Answer::Denied(_)) => Some(Reason::ExtAuthzDenied { status: 403 }),
+        Err(why) => {
+            tracing::debug!(connection = info.id, listener = %info.listener, error = %why, "no authorization");
+            filter.failed(None).map(|reply| reply.reason)
+        }
+    }
 }

@@ -15,13 +15,17 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use mesh_api::model::{self, Address, ListenerFilter, NetworkFilter};
+use mesh_api::model::{self, Address, ListenerFilter, Name, NetworkFilter};
 
 use super::matching::{ChainTable, MatchInput};
 use crate::{
     config::{CompileCtx, ConfigError},
     drain,
-    http::{filters::rbac, manager::HttpManager},
+    http::{
+        filters::{ext_authz::ExtAuthz, rbac},
+        manager::HttpManager,
+        stats::ExchangeSink,
+    },
     tcp::TcpProxy,
     tls::ServerTls,
 };
@@ -33,6 +37,8 @@ pub struct Listener {
     pub config: Arc<model::Listener>,
     /// Counters; survive updates.
     pub stats: Arc<ListenerStats>,
+    /// Where every connection is logged when it ends, or is refused.
+    pub log: Option<Arc<dyn ExchangeSink>>,
     table: ChainTable,
     chains: Vec<Arc<Chain>>,
     default: Option<Arc<Chain>>,
@@ -80,9 +86,13 @@ pub enum NetFilter {
     Rbac {
         /// What is enforced; `None`: nothing.
         enforced: Option<rbac::Engine>,
-        /// What is only counted.
+        /// What is only told.
         shadow: Option<rbac::Engine>,
+        /// In front of the names under which it is told.
+        shadow_prefix: Name,
     },
+    /// Asks an external authorizer.
+    ExtAuthz(Arc<ExtAuthz>),
     /// The cluster is the SNI.
     SniCluster,
     /// At most so many connections.
@@ -158,7 +168,8 @@ impl Listener {
             None => None,
         };
         let stats = previous.map(|p| p.stats.clone()).unwrap_or_default();
-        Ok(Self { config, stats, table, chains, default })
+        let log = ctx.shared.telemetry.listener_sink(&config.access_log, ctx)?;
+        Ok(Self { config, stats, log, table, chains, default })
     }
 
     /// The chain for a connection.
@@ -242,6 +253,10 @@ impl Chain {
         let engine = |rules: &Option<model::Rbac>| rules.as_ref().map(rbac::Engine::compile).transpose();
         let mut filters = vec![];
         let mut terminal = None;
+        let stats = config.filters.iter().find_map(|f| match f {
+            NetworkFilter::IstioStats(stats) => Some(stats),
+            _ => None,
+        });
         for filter in &config.filters {
             if terminal.is_some() {
                 return Err(ConfigError::new("a terminal filter must be the last one"));
@@ -255,10 +270,15 @@ impl Chain {
                     };
                     terminal = Some(Terminal::Http { manager, live });
                 }
-                NetworkFilter::TcpProxy(p) => terminal = Some(Terminal::Tcp(TcpProxy::compile(p, ctx)?)),
+                NetworkFilter::TcpProxy(p) => terminal = Some(Terminal::Tcp(TcpProxy::compile(p, stats, ctx)?)),
                 NetworkFilter::Rbac(r) => {
-                    filters.push(NetFilter::Rbac { enforced: engine(&r.rules)?, shadow: engine(&r.shadow_rules)? });
+                    filters.push(NetFilter::Rbac {
+                        enforced: engine(&r.rules)?,
+                        shadow: engine(&r.shadow_rules)?,
+                        shadow_prefix: r.shadow_prefix.clone(),
+                    });
                 }
+                NetworkFilter::ExtAuthz(f) => filters.push(NetFilter::ExtAuthz(Arc::new(ExtAuthz::compile(f)?))),
                 NetworkFilter::SniCluster => filters.push(NetFilter::SniCluster),
                 NetworkFilter::ConnectionLimit { max, delay, .. } => {
                     filters.push(NetFilter::ConnectionLimit(ConnectionLimit::new(*max, *delay)));

@@ -19,14 +19,14 @@ thread_local! {
 
 /// One direction.
 #[derive(Debug, Default)]
-pub(super) struct Direction {
+pub(crate) struct Direction {
     /// Read and not written yet.
     rest: Vec<u8>,
     at: usize,
     state: State,
     unflushed: bool,
     /// Bytes written to the other side.
-    pub(super) moved: u64,
+    pub(crate) moved: u64,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl Direction {
     }
 
     /// Moves what can be moved; ready when the reader has ended and the writer knows.
-    pub(super) fn poll_move<R, W>(
+    pub(crate) fn poll_move<R, W>(
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut R,

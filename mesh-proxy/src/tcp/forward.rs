@@ -1,13 +1,17 @@
 //! One forwarded connection, from choosing its cluster to the record of what happened.
 
-use std::{future::poll_fn, io, pin::Pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
+use std::{cell::OnceCell, future::poll_fn, io, pin::Pin, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
+use mesh_api::model::Name;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{TcpProxy, copy::Direction, tunnel};
 use crate::{
     drain,
-    http::{local_reply::ResponseFlags, stats::ExchangeStats},
+    http::{
+        local_reply::{Reason, ResponseFlags},
+        stats::{ExchangeSink, ExchangeStats},
+    },
     net::{ConnInfo, Io},
     runtime::Worker,
     upstream::{
@@ -16,11 +20,18 @@ use crate::{
     },
 };
 
-/// How often bytes of a living connection are counted, as Istio's `tcpReportingDuration`.
-const REPORT: Duration = Duration::from_secs(15);
+/// What the listener of a connection does at its end.
+#[derive(Debug, Default)]
+pub struct Ending {
+    /// The listener's own log.
+    pub log: Option<Arc<dyn ExchangeSink>>,
+    /// Why we end it (`%CONNECTION_TERMINATION_DETAILS%`), when we do.
+    pub details: OnceCell<Name>,
+}
 
 /// Counts a connection to its end, however that comes.
 struct Record {
+    ending: Rc<Ending>,
     stats: ExchangeStats,
     proxy: Arc<TcpProxy>,
     worker: usize,
@@ -28,7 +39,28 @@ struct Record {
     reported: (u64, u64),
 }
 
+/// Records a connection that filters before this one refused: its cluster would have been chosen by then.
+pub fn refused(
+    worker: &Worker,
+    info: &Rc<ConnInfo>,
+    proxy: &Arc<TcpProxy>,
+    ending: Rc<Ending>,
+    reason: Option<Reason>,
+) {
+    let mut record = Record::new(worker, info, proxy, ending);
+    if let Some(reason) = reason {
+        record.stats.end_with(reason);
+    }
+    let name = proxy.cluster(info, |n| worker.rng.below(n)).cloned();
+    record.stats.cluster = name.as_ref().and_then(|n| worker.shared.snapshot.load().cluster(n).cloned());
+    record.stats.cluster_name = name;
+}
+
 impl Record {
+    fn new(worker: &Worker, info: &Rc<ConnInfo>, proxy: &Arc<TcpProxy>, ending: Rc<Ending>) -> Self {
+        let stats = ExchangeStats::of_connection(info.clone());
+        Self { ending, stats, proxy: proxy.clone(), worker: worker.id, opened: false, reported: (0, 0) }
+    }
     fn open(&mut self) {
         if !std::mem::replace(&mut self.opened, true) {
             self.proxy.sink.opened(&self.stats, self.worker);
@@ -53,17 +85,27 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         self.stats.times.end = Some(Instant::now());
+        self.stats.termination = self.ending.details.get().cloned();
         self.open();
         self.report();
         self.proxy.sink.closed(&self.stats, self.worker);
+        if let Some(log) = &self.ending.log {
+            log.record(&self.stats, self.worker);
+        }
     }
 }
 
 /// Forwards a connection until both ends are done with it, or it lives or idles too long. Whoever drops the future ends
 /// it at once; it is recorded then too. `drain` is held, so that others see that it still lives.
-pub async fn run(worker: Rc<Worker>, io: Io, info: Rc<ConnInfo>, proxy: Arc<TcpProxy>, drain: drain::Watch) {
-    let stats = ExchangeStats::of_connection(info.clone());
-    let mut record = Record { stats, proxy: proxy.clone(), worker: worker.id, opened: false, reported: (0, 0) };
+pub async fn run(
+    worker: Rc<Worker>,
+    io: Io,
+    info: Rc<ConnInfo>,
+    proxy: Arc<TcpProxy>,
+    drain: drain::Watch,
+    ending: Rc<Ending>,
+) {
+    let mut record = Record::new(&worker, &info, &proxy, ending);
     // Connecting takes more state than forwarding; its future is not kept.
     let connected = Box::pin(upstream(&worker, &info, &proxy, &mut record)).await;
     let Some((upstream, endpoint, early)) = connected else { return };
@@ -181,7 +223,7 @@ impl Deadlines {
             idle: proxy.config.idle_timeout,
             moved: now,
             end: proxy.config.max_connection_duration.and_then(|d| accepted.checked_add(d)),
-            report: now + REPORT,
+            report: now + proxy.sink.interval(),
         };
         let next = new.next();
         new.timer.as_mut().reset(next);
@@ -237,7 +279,7 @@ async fn forward(
             }
             if deadlines.report <= now {
                 record.report();
-                deadlines.report = now + REPORT;
+                deadlines.report = now + proxy.sink.interval();
             }
             let next = deadlines.next();
             deadlines.timer.as_mut().reset(next);

@@ -1,6 +1,6 @@
 //! Forwarding of bytes: the TCP proxy filter. Knows no HTTP (but for asking a forward proxy for a tunnel) and no xDS.
 
-mod copy;
+pub(crate) mod copy;
 pub mod forward;
 #[cfg(test)]
 mod tests;
@@ -32,12 +32,16 @@ impl TcpProxy {
     ///
     /// # Errors
     /// When it names no cluster, or all weights are zero.
-    pub fn compile(config: &model::TcpProxy, ctx: &CompileCtx) -> Result<Arc<Self>, ConfigError> {
+    pub fn compile(
+        config: &model::TcpProxy,
+        stats: Option<&model::IstioStats>,
+        ctx: &CompileCtx,
+    ) -> Result<Arc<Self>, ConfigError> {
         let total = config.clusters.iter().map(|(_, weight)| u64::from(*weight)).sum();
         if total == 0 {
             return Err(ConfigError::new("tcp_proxy: no cluster with a weight above 0"));
         }
-        let sink = ctx.shared.telemetry.tcp_sink(config, ctx)?;
+        let sink = ctx.shared.telemetry.tcp_sink(config, stats, ctx)?;
         Ok(Arc::new(Self { config: config.clone(), total, sink }))
     }
 

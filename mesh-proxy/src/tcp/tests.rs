@@ -15,7 +15,10 @@ use super::{TcpProxy, forward};
 use crate::{
     config::{CompileCtx, ConfigError, SharedConfig, Snapshot, snapshot::Node},
     drain,
-    http::stats::{ConnectionSink, ExchangeSink, ExchangeStats, NoTelemetry, Telemetry},
+    http::{
+        stats::{ConnectionSink, ExchangeSink, ExchangeStats, NoTelemetry, Telemetry},
+        testing::no_services,
+    },
     net::{ConnInfo, Io, Prefixed},
     runtime::Worker,
     tls::{ClusterTls, SecretStore},
@@ -41,7 +44,12 @@ impl Telemetry for Seen {
     fn http_sink(&self, _: &model::HttpManager, _: &CompileCtx) -> Result<Arc<dyn ExchangeSink>, ConfigError> {
         Ok(Arc::new(NoTelemetry))
     }
-    fn tcp_sink(&self, _: &model::TcpProxy, _: &CompileCtx) -> Result<Arc<dyn ConnectionSink>, ConfigError> {
+    fn tcp_sink(
+        &self,
+        _: &model::TcpProxy,
+        _: Option<&model::IstioStats>,
+        _: &CompileCtx,
+    ) -> Result<Arc<dyn ConnectionSink>, ConfigError> {
         Ok(Arc::new(self.clone()))
     }
 }
@@ -87,7 +95,7 @@ struct Setup {
 impl Setup {
     fn new(upstreams: &[(&str, SocketAddr)]) -> Self {
         let seen = Seen::default();
-        let shared = SharedConfig::new(Node::default(), SecretStore::new(), Arc::new(seen.clone()));
+        let shared = SharedConfig::new(Node::default(), SecretStore::new(), Arc::new(seen.clone()), no_services());
         let mut snapshot = Snapshot::default();
         let clusters = upstreams.iter().map(|(name, address)| {
             let endpoint = Endpoint::at(Address::Socket(*address));
@@ -104,7 +112,7 @@ impl Setup {
     fn compile(&self, config: &model::TcpProxy) -> Arc<TcpProxy> {
         let direction = TrafficDirection::Outbound;
         let ctx = CompileCtx { shared: self.shared.clone(), listener: "l".into(), chain: "".into(), direction };
-        TcpProxy::compile(config, &ctx).unwrap()
+        TcpProxy::compile(config, None, &ctx).unwrap()
     }
 
     /// A client's socket, whose other end is being forwarded.
@@ -116,7 +124,8 @@ impl Setup {
         let worker = Worker::new(0, self.shared.clone(), 1, drain::Watch::never());
         let io = Io::Tcp(Prefixed::new(Bytes::from_static(b"sniffed "), server));
         let proxy = self.compile(&config);
-        let task = tokio::task::spawn_local(forward::run(worker, io, info, proxy, drain::Watch::never()));
+        let task =
+            tokio::task::spawn_local(forward::run(worker, io, info, proxy, drain::Watch::never(), Rc::default()));
         (client, task)
     }
 }

@@ -1,5 +1,5 @@
-//! Access logs: compiled formats and filters, and files that are written by a thread of their own so that a slow disk
-//! never holds up a request.
+//! Access logs: compiled formats, filters and outputs, and files that are written by a thread of their own so that a slow
+//! disk never holds up a request.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -8,16 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName};
-use mesh_api::model::{self, Comparison, LogFilter, LogFormat, LogSink};
+use http::HeaderName;
+use mesh_api::model::{self, LogFormat, LogSink, LoggedHeaders, Name};
 use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 
+use super::log_export::{Codec, Exports, Kind, Queue, Target};
+use super::log_filter::Filter;
 use crate::config::ConfigError;
+use crate::http::attributes::{Exchange, Place};
 use crate::http::format::{Format, View};
-use crate::http::local_reply::ResponseFlags;
-use crate::http::matchers::HeaderMatch;
-use crate::http::stats::{ExchangeStats, Needs};
+use crate::http::stats::{ExchangeStats, Needs, want};
 
 /// Lines wait this long at most before they are written.
 const FLUSH: Duration = Duration::from_millis(250);
@@ -28,53 +29,144 @@ const MAX_WAITING: usize = 4 << 20;
 
 /// The logs of one listener or HTTP manager.
 #[derive(Debug, Default)]
-pub struct AccessLogs(Vec<Log>);
+pub struct AccessLogs {
+    logs: Vec<Log>,
+    place: Place,
+}
+
+/// Where logs go that the process has in common.
+#[derive(Debug, Clone)]
+pub struct LogSinks {
+    /// Files.
+    pub files: Arc<LogFiles>,
+    /// Collectors.
+    pub exports: Arc<Exports>,
+}
+
+impl LogSinks {
+    /// Starts the thread that writes files.
+    pub fn start(workers: usize, codec: Arc<dyn Codec>) -> Self {
+        Self { files: LogFiles::start(workers), exports: Exports::new(codec) }
+    }
+}
 
 #[derive(Debug)]
 struct Log {
-    file: Arc<LogFile>,
-    line: Line,
+    output: Output,
     filter: Option<Filter>,
 }
 
+/// Where records of one log go, and what they hold.
+#[derive(Debug)]
+enum Output {
+    File { file: Arc<LogFile>, line: Line },
+    Service { queue: Arc<Queue>, codec: Arc<dyn Codec>, headers: LoggedHeaders, tcp: bool },
+    Otlp { queue: Arc<Queue>, codec: Arc<dyn Codec>, body: Option<Format>, attributes: Json },
+}
+
+/// Headers that the access log service has fields for.
+const ENTRY_HEADERS: [&str; 4] = ["user-agent", "referer", "x-forwarded-for", "x-envoy-original-path"];
+
+impl Output {
+    fn compile(sink: &LogSink, sinks: &LogSinks) -> Result<Self, ConfigError> {
+        let queue = |kind, cluster: &Name, log_name: &Name| {
+            sinks.exports.queue(Target { kind, cluster: cluster.clone(), log_name: log_name.clone() })
+        };
+        let codec = sinks.exports.codec.clone();
+        Ok(match sink {
+            LogSink::File { path, format } => {
+                Output::File { file: sinks.files.open(path), line: Line::compile(format)? }
+            }
+            LogSink::Grpc { cluster, log_name, tcp, headers, .. } => {
+                let mut all = headers.request.iter().chain(&headers.response).chain(&headers.trailers);
+                if let Some(bad) = all.find(|n| HeaderName::from_bytes(n.as_bytes()).is_err()) {
+                    return Err(ConfigError::new(format!("an access log shows {bad:?}, which is no header")));
+                }
+                let kind = if *tcp { Kind::Tcp } else { Kind::Http };
+                let queue = queue(kind, cluster, log_name);
+                Output::Service { queue, codec, headers: headers.clone(), tcp: *tcp }
+            }
+            LogSink::Otlp { cluster, log_name, body, attributes, .. } => Output::Otlp {
+                queue: queue(Kind::Otlp, cluster, log_name),
+                codec,
+                body: if body.is_empty() { None } else { Some(Format::parse(body)?) },
+                attributes: Json::compile(&Value::Object(attributes.clone()))?,
+            },
+        })
+    }
+
+    fn needs(&self, needs: &mut Needs) {
+        match self {
+            Output::File { line, .. } => line.needs(needs),
+            Output::Service { headers, tcp, .. } => {
+                if !tcp {
+                    ENTRY_HEADERS.iter().for_each(|name| want(&mut needs.request, name));
+                }
+                headers.request.iter().for_each(|name| want(&mut needs.request, name));
+                headers.response.iter().for_each(|name| want(&mut needs.response, name));
+                headers.trailers.iter().for_each(|name| want(&mut needs.trailers, name));
+            }
+            Output::Otlp { body, attributes, .. } => {
+                body.iter().for_each(|b| b.needs(needs));
+                attributes.needs(needs);
+            }
+        }
+    }
+
+    fn write(&self, stats: &ExchangeStats, worker: usize) {
+        match self {
+            Output::File { file, line } => file.append(worker, |out| line.write(&View::finished(stats), out)),
+            Output::Service { queue, codec, headers, tcp } => queue.push(codec.entry(stats, headers, *tcp)),
+            Output::Otlp { queue, codec, body, attributes } => {
+                let view = View::finished(stats);
+                let body = body.as_ref().map(|format| {
+                    let mut line = Vec::new();
+                    format.write(&view, "-", &mut line);
+                    String::from_utf8_lossy(&line).into_owned()
+                });
+                queue.push(codec.record(stats, body, attributes.render(&view, false)));
+            }
+        }
+    }
+}
+
 impl AccessLogs {
-    /// Parses formats, opens files.
+    /// Parses formats, opens files and queues.
     ///
     /// # Errors
     /// A format, filter or kind of log that cannot be used.
-    pub fn compile(logs: &[model::AccessLog], files: &Arc<LogFiles>) -> Result<Self, ConfigError> {
+    pub fn compile(logs: &[model::AccessLog], sinks: &LogSinks, place: &Place) -> Result<Self, ConfigError> {
         let compile = |log: &model::AccessLog| {
-            let LogSink::File { path, format } = &log.sink else {
-                return Err(ConfigError::new("access logs over gRPC and OpenTelemetry are not supported yet"));
-            };
             let filter = log.filter.as_ref().map(Filter::compile).transpose()?;
-            Ok(Log { file: files.open(path), line: Line::compile(format)?, filter })
+            Ok(Log { output: Output::compile(&log.sink, sinks)?, filter })
         };
-        logs.iter().map(compile).collect::<Result<_, _>>().map(Self)
+        let logs = logs.iter().map(compile).collect::<Result<_, _>>()?;
+        Ok(Self { logs, place: place.clone() })
     }
 
     /// Headers that lines and filters show.
     pub fn needs(&self, needs: &mut Needs) {
-        for log in &self.0 {
-            log.line.needs(needs);
+        for log in &self.logs {
+            log.output.needs(needs);
             if let Some(filter) = &log.filter {
                 filter.needs(needs);
             }
         }
     }
 
-    /// A line for each log that wants one.
+    /// A record for each log that wants one.
     pub fn write_http(&self, stats: &ExchangeStats, worker: usize) {
-        for log in &self.0 {
-            if log.filter.as_ref().is_none_or(|f| f.passes(stats)) {
-                log.file.append(worker, |out| log.line.write(&View::finished(stats), out));
+        let exchange = Exchange { stats, place: &self.place };
+        for log in &self.logs {
+            if log.filter.as_ref().is_none_or(|f| f.passes(&exchange)) {
+                log.output.write(stats, worker);
             }
         }
     }
 
     /// There are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.logs.is_empty()
     }
 }
 
@@ -154,95 +246,6 @@ impl Json {
             Json::Array(items) => Value::Array(items.iter().map(|f| f.render(view, omit_empty)).collect()),
             Json::Format(format) => format.json(view),
             Json::Literal(value) => value.clone(),
-        }
-    }
-}
-
-/// Which exchanges are logged.
-#[derive(Debug)]
-enum Filter {
-    And(Vec<Filter>),
-    Or(Vec<Filter>),
-    Status(Comparison, u32),
-    Duration(Comparison, u32),
-    /// Empty: any flag.
-    Flags(Vec<ResponseFlags>),
-    NotHealthCheck,
-    /// Every so many of a million; counts to spread them evenly.
-    Share(u32, AtomicU64),
-    Header(HeaderName, HeaderMatch),
-    GrpcStatus {
-        statuses: Vec<u32>,
-        exclude: bool,
-    },
-}
-
-impl Filter {
-    fn compile(filter: &LogFilter) -> Result<Self, ConfigError> {
-        let all = |filters: &[LogFilter]| filters.iter().map(Filter::compile).collect::<Result<Vec<_>, _>>();
-        Ok(match filter {
-            LogFilter::And(filters) => Filter::And(all(filters)?),
-            LogFilter::Or(filters) => Filter::Or(all(filters)?),
-            LogFilter::Status(comparison, value) => Filter::Status(*comparison, *value),
-            LogFilter::Duration(comparison, value) => Filter::Duration(*comparison, *value),
-            LogFilter::ResponseFlag(names) => {
-                let flag = |name: &model::Name| {
-                    ResponseFlags::parse(name).ok_or_else(|| ConfigError::new(format!("no response flag {name:?}")))
-                };
-                Filter::Flags(names.iter().map(flag).collect::<Result<_, _>>()?)
-            }
-            LogFilter::NotHealthCheck => Filter::NotHealthCheck,
-            LogFilter::Fraction(share) => Filter::Share(share.0, AtomicU64::new(0)),
-            LogFilter::Header(matcher) => {
-                let name = HeaderName::try_from(&*matcher.name).map_err(|_| {
-                    ConfigError::new(format!("an access log filter looks at {:?}, which is no header", matcher.name))
-                })?;
-                Filter::Header(name, HeaderMatch::compile(matcher)?)
-            }
-            LogFilter::GrpcStatus { statuses, exclude } => {
-                Filter::GrpcStatus { statuses: statuses.clone(), exclude: *exclude }
-            }
-            LogFilter::Cel(_) => return Err(ConfigError::new("access log filters in CEL are not supported yet")),
-        })
-    }
-
-    fn needs(&self, needs: &mut Needs) {
-        match self {
-            Filter::And(filters) | Filter::Or(filters) => filters.iter().for_each(|f| f.needs(needs)),
-            Filter::Header(name, _) if !needs.request.contains(name) => needs.request.push(name.clone()),
-            _ => {}
-        }
-    }
-
-    fn passes(&self, stats: &ExchangeStats) -> bool {
-        let compare = |comparison: Comparison, left: u128, right: u32| match comparison {
-            Comparison::Eq => left == u128::from(right),
-            Comparison::Ge => left >= u128::from(right),
-            Comparison::Le => left <= u128::from(right),
-        };
-        match self {
-            Filter::And(filters) => filters.iter().all(|f| f.passes(stats)),
-            Filter::Or(filters) => filters.iter().any(|f| f.passes(stats)),
-            Filter::Status(comparison, value) => compare(*comparison, u128::from(stats.status), *value),
-            Filter::Duration(comparison, value) => {
-                let took = stats.times.end.map(|end| end.saturating_duration_since(stats.start)).unwrap_or_default();
-                compare(*comparison, took.as_millis(), *value)
-            }
-            Filter::Flags(flags) if flags.is_empty() => !stats.flags.is_empty(),
-            Filter::Flags(flags) => flags.iter().any(|f| stats.flags.contains(*f)),
-            Filter::NotHealthCheck => true,
-            Filter::Share(share, seen) => {
-                // 1 of a million steps that crosses a whole number: exactly the share, evenly spread.
-                let before = seen.fetch_add(1, Relaxed).wrapping_mul(u64::from(*share)) % 1_000_000;
-                before + u64::from(*share) >= 1_000_000
-            }
-            Filter::Header(_, matcher) => {
-                let headers: HeaderMap = stats.captured.request.iter().cloned().collect();
-                matcher.matches_headers(&headers)
-            }
-            Filter::GrpcStatus { statuses, exclude } => {
-                stats.grpc_status.is_some_and(|s| statuses.contains(&s)) != *exclude
-            }
         }
     }
 }
@@ -391,8 +394,9 @@ mod tests {
     use std::rc::Rc;
 
     use ::http::{Method, uri::PathAndQuery};
-    use mesh_api::model::{AccessLog, Fraction};
+    use mesh_api::model::{AccessLog, Comparison, Fraction, LogFilter};
 
+    use super::super::log_export::tests::Collector;
     use super::*;
     use crate::http::message::{Authority, RequestHead};
     use crate::http::testing;
@@ -405,9 +409,9 @@ mod tests {
     }
 
     fn logs(path: &Path, format: LogFormat, filter: Option<LogFilter>) -> (AccessLogs, Arc<LogFiles>) {
-        let files = LogFiles::start(1);
+        let sinks = LogSinks::start(1, Arc::<Collector>::default());
         let log = AccessLog { sink: LogSink::File { path: path.to_owned(), format }, filter };
-        (AccessLogs::compile(&[log], &files).unwrap(), files)
+        (AccessLogs::compile(&[log], &sinks, &Place::default()).unwrap(), sinks.files)
     }
 
     #[test]
@@ -440,10 +444,81 @@ mod tests {
     }
 
     #[test]
+    fn collectors_get_what_their_logs_ask_for() {
+        let sinks = LogSinks::start(1, Arc::<Collector>::default());
+        let headers = LoggedHeaders { request: vec!["x-a".into()], ..LoggedHeaders::default() };
+        let (cluster, log_name): (Name, Name) = ("c".into(), "log".into());
+        let service = LogSink::Grpc {
+            cluster: cluster.clone(),
+            log_name: log_name.clone(),
+            tcp: false,
+            headers,
+            filter_state: vec![],
+        };
+        let attributes = serde_json::json!({"code": "%RESPONSE_CODE%", "in": {"b": "%REQ(x-b)%"}});
+        let otlp = LogSink::Otlp {
+            cluster: cluster.clone(),
+            log_name: log_name.clone(),
+            body: "%REQ(:PATH)% %REQ(x-c)%".into(),
+            attributes: attributes.as_object().unwrap().clone(),
+            filter_state: vec![],
+        };
+        let filter = Some(LogFilter::Status(Comparison::Ge, 500));
+        let logs = [AccessLog { sink: service, filter: filter.clone() }, AccessLog { sink: otlp, filter }];
+        let logs = AccessLogs::compile(&logs, &sinks, &Place::default()).unwrap();
+        let mut needs = Needs::default();
+        logs.needs(&mut needs);
+        for wanted in ["x-a", "x-b", "x-c", "user-agent"] {
+            assert!(needs.request.iter().any(|n| n.as_str() == wanted), "{wanted}");
+        }
+        logs.write_http(&exchange(200), 0);
+        logs.write_http(&exchange(503), 0);
+        let queue = |kind| {
+            let target = Target { kind, cluster: cluster.clone(), log_name: log_name.clone() };
+            sinks.exports.queue(target).take()
+        };
+        assert_eq!(queue(Kind::Http), [b"503 false"]);
+        let record = String::from_utf8(queue(Kind::Otlp).concat()).unwrap();
+        assert_eq!(record, r#"Some("/x -") {"code":503,"in":{"b":null}}"#);
+        let bad = LoggedHeaders { request: vec!["a b".into()], ..LoggedHeaders::default() };
+        let bad = LogSink::Grpc { cluster, log_name, tcp: false, headers: bad, filter_state: vec![] };
+        assert!(AccessLogs::compile(&[AccessLog { sink: bad, filter: None }], &sinks, &Place::default()).is_err());
+    }
+
+    #[test]
     fn shares_are_exact() {
         let filter = Filter::compile(&LogFilter::Fraction(Fraction::from_percent(30.0))).unwrap();
-        let stats = exchange(200);
-        assert_eq!((0..1000).filter(|_| filter.passes(&stats)).count(), 300);
+        let (stats, place) = (exchange(200), Place::default());
+        assert_eq!((0..1000).filter(|_| filter.passes(&Exchange { stats: &stats, place: &place })).count(), 300);
+    }
+
+    #[test]
+    fn expressions_decide_and_have_their_headers_kept() {
+        let passes = |text: &str, stats: &ExchangeStats| {
+            let filter = Filter::compile(&LogFilter::Cel(text.into())).unwrap();
+            filter.passes(&Exchange { stats, place: &Place::default() })
+        };
+        let mut stats = exchange(503);
+        stats.grpc_status = Some(14);
+        stats.captured.request.push((http::HeaderName::from_static("x-user"), http::HeaderValue::from_static("ann")));
+        for yes in [
+            "response.code >= 500 && request.url_path == '/x' && request.headers['X-User'] == 'ann'",
+            "!has(response.backend_latency) && connection.mtls == false && source.port == 40000",
+            "response.grpc_status == 14 && response.flags == 0 && xds.listener_direction == 0",
+            "'x-user' in request.headers && response.headers[':status'] == '503'",
+        ] {
+            assert!(passes(yes, &stats), "{yes}");
+        }
+        for no in
+            ["response.code < 500", "upstream.address != ''", "request.duration > duration('0s')", "response.code"]
+        {
+            assert!(!passes(no, &stats), "{no}");
+        }
+        let mut needs = Needs::default();
+        let text = "request.referer == request.headers['a'] || response.trailers['b'] == '' || has(response.headers.c)";
+        Filter::compile(&LogFilter::Cel(text.into())).unwrap().needs(&mut needs);
+        assert_eq!((needs.request.len(), needs.response.len(), needs.trailers.len()), (2, 1, 1));
+        assert!(Filter::compile(&LogFilter::Cel("response.code ==".into())).is_err());
     }
 
     #[test]

@@ -7,15 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use mesh_api::model::Name;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::histogram::Histogram;
-use super::series::{Facts, Key, Protocol, Reporter};
+use super::series::{Facts, Key, Peers, Reporter, Told};
 use crate::http::stats::ExchangeStats;
 
 /// Most series a shard; further ones are counted in `mesh_proxy_dropped_series_total`.
 pub const MAX_SERIES: usize = 10_000;
+/// Most series a shard that have the same proven identity at the other end: no peer uses up what all share.
+pub const MAX_SERIES_PER_PEER: usize = MAX_SERIES / 4;
 /// A series that nothing was added to for so long is forgotten.
 pub const IDLE: Duration = Duration::from_secs(3600);
 
@@ -26,15 +30,157 @@ pub struct Metrics {
     dropped: AtomicU64,
 }
 
+/// The metrics, in the order of their numbers in a [`MetricSet`], without `istio_`.
+pub const METRICS: [&str; 10] = [
+    "requests_total",
+    "request_duration_milliseconds",
+    "request_bytes",
+    "response_bytes",
+    "request_messages_total",
+    "response_messages_total",
+    "tcp_sent_bytes_total",
+    "tcp_received_bytes_total",
+    "tcp_connections_opened_total",
+    "tcp_connections_closed_total",
+];
+
+/// Some of the [`METRICS`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MetricSet(u16);
+
+impl MetricSet {
+    /// Of requests that are not gRPC.
+    pub const HTTP: Self = Self(0b00_0000_1111);
+    /// Of gRPC.
+    pub const GRPC: Self = Self(0b00_0011_1111);
+    /// Of connections.
+    pub const TCP: Self = Self(0b11_1100_0000);
+
+    /// The one of this number.
+    pub fn one(number: usize) -> Self {
+        let mut set = Self::default();
+        set.insert(number);
+        set
+    }
+
+    /// Adds the one of this number.
+    pub fn insert(&mut self, number: usize) {
+        self.0 |= u32::try_from(number).ok().and_then(|n| 1u16.checked_shl(n)).unwrap_or_default();
+    }
+
+    fn has(self, number: usize) -> bool {
+        self.0 & Self::one(number).0 != 0
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
 #[derive(Debug, Default)]
 struct Shard {
-    series: HashMap<Key, Series>,
+    /// Where what has this key is counted.
+    targets: HashMap<Key, Targets>,
+    series: Vec<Option<Series>>,
+    /// Places of `series` that are empty.
+    free: Vec<usize>,
+    by_labels: HashMap<Arc<str>, usize>,
+    /// Series a proven identity of the other end.
+    by_principal: HashMap<Name, usize>,
+    peers: Peers,
+}
+
+/// Series by their place, and which of their metrics are meant: nearly always one with all of them.
+type Targets = SmallVec<[(usize, MetricSet); 1]>;
+
+impl Shard {
+    /// Whether there is room for one more series.
+    fn has_room(&self, principal: Option<&Name>) -> bool {
+        let of_peer = principal.and_then(|p| self.by_principal.get(p)).copied().unwrap_or(0);
+        self.by_labels.len() < MAX_SERIES && of_peer < MAX_SERIES_PER_PEER
+    }
+
+    /// Finds or makes the series of a key that is new; `None`: there is no room for one of them.
+    fn resolve(&mut self, facts: &Facts<'_>, told: Option<&Told>, key: Key, now: Instant) -> Option<Targets> {
+        let plain = [(facts.metrics(), None)];
+        let changed: SmallVec<[_; 4]>;
+        let groups = match &facts.reporter.overrides {
+            // Without changes other labels are another key: nothing has to be written out to know that there is no room.
+            None if !self.has_room(key.peer_principal()) => return None,
+            None => &plain[..],
+            Some(overrides) => {
+                let groups = overrides.groups().iter();
+                changed = groups.map(|(set, change)| (set.and(facts.metrics()), Some(change))).collect();
+                &changed[..]
+            }
+        };
+        let mut targets = Targets::new();
+        for (metrics, change) in groups.iter().filter(|(metrics, _)| *metrics != MetricSet::default()) {
+            let labels = facts.labels(told, *change);
+            let place = match self.by_labels.get(&labels) {
+                Some(place) => *place,
+                None if self.has_room(key.peer_principal()) => self.insert(labels, key.peer_principal(), now),
+                None => return None,
+            };
+            targets.push((place, *metrics));
+        }
+        if self.targets.len() >= 2 * MAX_SERIES {
+            self.targets.clear();
+        }
+        self.targets.insert(key, targets.clone());
+        Some(targets)
+    }
+
+    fn insert(&mut self, labels: Arc<str>, principal: Option<&Name>, now: Instant) -> usize {
+        if let Some(principal) = principal {
+            *self.by_principal.entry(principal.clone()).or_insert(0) += 1;
+        }
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.series.push(None);
+            self.series.len() - 1
+        });
+        self.by_labels.insert(labels.clone(), place);
+        let new = Series {
+            labels,
+            principal: principal.cloned(),
+            last: now,
+            metrics: MetricSet::default(),
+            counts: Counts::default(),
+        };
+        if let Some(slot) = self.series.get_mut(place) {
+            *slot = Some(new);
+        }
+        place
+    }
+
+    fn forget(&mut self, mut idle: impl FnMut(&Series) -> bool) {
+        for (place, slot) in self.series.iter_mut().enumerate() {
+            if let Some(series) = slot.take_if(|s| idle(s)) {
+                self.by_labels.remove(&series.labels);
+                self.free.push(place);
+            }
+        }
+        let series = &self.series;
+        self.targets.retain(|_, all| all.iter().all(|(place, _)| series.get(*place).is_some_and(Option::is_some)));
+        self.by_principal.clear();
+        for principal in self.series.iter().flatten().filter_map(|s| s.principal.as_ref()) {
+            *self.by_principal.entry(principal.clone()).or_insert(0) += 1;
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Series {
     labels: Arc<str>,
+    /// The identity at the other end when it began.
+    principal: Option<Name>,
     last: Instant,
+    /// What has been counted.
+    metrics: MetricSet,
     counts: Counts,
 }
 
@@ -47,7 +193,7 @@ struct Counts {
     response_bytes: Histogram,
     request_messages: u64,
     response_messages: u64,
-    tcp: Option<TcpCounts>,
+    tcp: TcpCounts,
 }
 
 /// What is counted of connections.
@@ -71,13 +217,10 @@ impl Counts {
         self.response_bytes.merge(&other.response_bytes);
         self.request_messages += other.request_messages;
         self.response_messages += other.response_messages;
-        if let Some(theirs) = other.tcp {
-            let mine = self.tcp.get_or_insert_default();
-            mine.sent += theirs.sent;
-            mine.received += theirs.received;
-            mine.opened += theirs.opened;
-            mine.closed += theirs.closed;
-        }
+        self.tcp.sent += other.tcp.sent;
+        self.tcp.received += other.tcp.received;
+        self.tcp.opened += other.tcp.opened;
+        self.tcp.closed += other.tcp.closed;
     }
 }
 
@@ -90,17 +233,26 @@ impl Metrics {
 
     /// Counts a finished exchange.
     pub fn record_http(&self, reporter: &Reporter, stats: &ExchangeStats, worker: usize) {
-        let facts = Facts::of_http(reporter, stats);
+        let values = reporter.values(stats);
+        let facts = Facts::of_http(reporter, stats, &values);
         let end = stats.times.end.unwrap_or_else(Instant::now);
         let millis = end.saturating_duration_since(stats.start).as_secs_f64() * 1e3;
-        self.count(&facts, worker, end, |counts| {
-            counts.requests += 1;
-            // Whole milliseconds, as Istio.
-            counts.duration.observe(millis.floor());
-            counts.request_bytes.observe(precise(stats.bytes_received + stats.request_header_bytes));
-            counts.response_bytes.observe(precise(stats.bytes_sent + stats.response_header_bytes));
-            if facts.protocol == Protocol::Grpc {
+        self.count(&facts, worker, end, |counts, wanted| {
+            counts.requests += u64::from(wanted.has(0));
+            if wanted.has(1) {
+                // Whole milliseconds, as Istio.
+                counts.duration.observe(millis.floor());
+            }
+            if wanted.has(2) {
+                counts.request_bytes.observe(precise(stats.bytes_received + stats.request_header_bytes));
+            }
+            if wanted.has(3) {
+                counts.response_bytes.observe(precise(stats.bytes_sent + stats.response_header_bytes));
+            }
+            if wanted.has(4) {
                 counts.request_messages += stats.request_messages;
+            }
+            if wanted.has(5) {
                 counts.response_messages += stats.response_messages;
             }
         });
@@ -108,62 +260,68 @@ impl Metrics {
 
     /// Counts something of a forwarded connection.
     pub fn record_tcp(&self, facts: &Facts<'_>, worker: usize, delta: TcpCounts) {
-        let delta = Counts { tcp: Some(delta), ..Counts::default() };
-        self.count(facts, worker, Instant::now(), |counts| counts.merge(&delta));
+        self.count(facts, worker, Instant::now(), |counts, wanted| {
+            let only = |number: usize, n: u64| if wanted.has(number) { n } else { 0 };
+            counts.tcp.sent += only(6, delta.sent);
+            counts.tcp.received += only(7, delta.received);
+            counts.tcp.opened += only(8, delta.opened);
+            counts.tcp.closed += only(9, delta.closed);
+        });
     }
 
-    fn count(&self, facts: &Facts<'_>, worker: usize, now: Instant, add: impl FnOnce(&mut Counts)) {
+    fn count(&self, facts: &Facts<'_>, worker: usize, now: Instant, add: impl Fn(&mut Counts, MetricSet)) {
         let Some(shard) = self.shards.get(worker % self.shards.len()) else { return };
-        let key = facts.key();
         let mut shard = shard.lock();
-        if let Some(series) = shard.series.get_mut(&key) {
-            series.last = now;
-            add(&mut series.counts);
-            return;
-        }
-        if shard.series.len() >= MAX_SERIES {
+        let told = shard.peers.told(facts);
+        let key = facts.key(told.as_deref());
+        let known = shard.targets.get(&key).cloned();
+        let Some(targets) = known.or_else(|| shard.resolve(facts, told.as_deref(), key, now)) else {
             self.dropped.fetch_add(1, Relaxed);
             return;
+        };
+        for (place, metrics) in targets {
+            if let Some(Some(series)) = shard.series.get_mut(place) {
+                series.last = now;
+                series.metrics = series.metrics.or(metrics);
+                add(&mut series.counts, metrics);
+            }
         }
-        let mut series = Series { labels: facts.labels(), last: now, counts: Counts::default() };
-        add(&mut series.counts);
-        shard.series.insert(key, series);
     }
 
     /// Appends everything in Prometheus's text form; forgets what has been idle for [`IDLE`].
     pub fn write(&self, out: &mut String) {
         let series = self.collect(Instant::now());
-        let http: Vec<_> = series.iter().filter(|(_, c)| c.tcp.is_none()).collect();
         type Number = fn(&Counts) -> u64;
-        let mut counter = |name: &str, all: &[&(Arc<str>, Counts)], number: Number| {
-            if !all.is_empty() {
-                let _ = writeln!(out, "# TYPE {name} counter");
-            }
-            for (labels, counts) in all.iter().map(|s| (&s.0, &s.1)) {
-                let _ = writeln!(out, "{name}{{{labels}}} {}", number(counts));
-            }
-        };
-        let grpc: Vec<_> = http.iter().copied().filter(|(l, _)| l.contains("request_protocol=\"grpc\"")).collect();
-        let tcp: Vec<_> = series.iter().filter(|(_, c)| c.tcp.is_some()).collect();
-        counter("istio_requests_total", &http, |c| c.requests);
-        counter("istio_request_messages_total", &grpc, |c| c.request_messages);
-        counter("istio_response_messages_total", &grpc, |c| c.response_messages);
-        counter("istio_tcp_sent_bytes_total", &tcp, |c| c.tcp.unwrap_or_default().sent);
-        counter("istio_tcp_received_bytes_total", &tcp, |c| c.tcp.unwrap_or_default().received);
-        counter("istio_tcp_connections_opened_total", &tcp, |c| c.tcp.unwrap_or_default().opened);
-        counter("istio_tcp_connections_closed_total", &tcp, |c| c.tcp.unwrap_or_default().closed);
-        type Pick = fn(&Counts) -> &Histogram;
-        let histograms: [(&str, Pick); 3] = [
-            ("istio_request_duration_milliseconds", |c| &c.duration),
-            ("istio_request_bytes", |c| &c.request_bytes),
-            ("istio_response_bytes", |c| &c.response_bytes),
+        let counters: [(usize, Number); 7] = [
+            (0, |c| c.requests),
+            (4, |c| c.request_messages),
+            (5, |c| c.response_messages),
+            (6, |c| c.tcp.sent),
+            (7, |c| c.tcp.received),
+            (8, |c| c.tcp.opened),
+            (9, |c| c.tcp.closed),
         ];
-        for (name, pick) in histograms {
-            if !http.is_empty() {
-                let _ = writeln!(out, "# TYPE {name} histogram");
+        let with = |number: usize| series.iter().filter(move |s| s.metrics.has(number));
+        let begin = |number: usize, kind: &str, out: &mut String| {
+            let name = METRICS.get(number).copied().unwrap_or_default();
+            if with(number).next().is_some() {
+                let _ = writeln!(out, "# TYPE istio_{name} {kind}");
             }
-            for (labels, counts) in http.iter().map(|s| (&s.0, &s.1)) {
-                pick(counts).write(name, labels, out);
+            name
+        };
+        for (number, value) in counters {
+            let name = begin(number, "counter", out);
+            for sum in with(number) {
+                let _ = writeln!(out, "istio_{name}{{{}}} {}", sum.labels, value(&sum.counts));
+            }
+        }
+        type Pick = fn(&Counts) -> &Histogram;
+        let histograms: [(usize, Pick); 3] =
+            [(1, |c| &c.duration), (2, |c| &c.request_bytes), (3, |c| &c.response_bytes)];
+        for (number, pick) in histograms {
+            let name = format!("istio_{}", begin(number, "histogram", out));
+            for sum in with(number) {
+                pick(&sum.counts).write(&name, &sum.labels, out);
             }
         }
         let dropped = self.dropped.load(Relaxed);
@@ -174,24 +332,39 @@ impl Metrics {
     }
 
     /// Sums of all shards by labels.
-    fn collect(&self, now: Instant) -> Vec<(Arc<str>, Counts)> {
-        let mut sums: BTreeMap<Arc<str>, (Counts, Instant)> = BTreeMap::new();
+    fn collect(&self, now: Instant) -> Vec<Sum> {
+        let mut sums: BTreeMap<Arc<str>, Sum> = BTreeMap::new();
         for shard in &self.shards {
-            for series in shard.lock().series.values() {
-                let (sum, last) = sums.entry(series.labels.clone()).or_insert_with(|| (Counts::default(), series.last));
-                sum.merge(&series.counts);
-                *last = series.last.max(*last);
+            for series in shard.lock().series.iter().flatten() {
+                let sum = sums.entry(series.labels.clone()).or_insert_with(|| Sum {
+                    labels: series.labels.clone(),
+                    last: series.last,
+                    metrics: MetricSet::default(),
+                    counts: Counts::default(),
+                });
+                sum.counts.merge(&series.counts);
+                sum.metrics = sum.metrics.or(series.metrics);
+                sum.last = series.last.max(sum.last);
             }
         }
         // Idle means idle in every shard: a sum must never shrink.
-        let idle = |last: &Instant| now.saturating_duration_since(*last) > IDLE;
-        if sums.values().any(|(_, last)| idle(last)) {
+        let idle = |sum: &Sum| now.saturating_duration_since(sum.last) > IDLE;
+        if sums.values().any(idle) {
             for shard in &self.shards {
-                shard.lock().series.retain(|_, s| sums.get(&s.labels).is_none_or(|(_, last)| !idle(last)));
+                shard.lock().forget(|s| sums.get(&s.labels).is_some_and(idle));
             }
         }
-        sums.into_iter().map(|(labels, (counts, _))| (labels, counts)).collect()
+        sums.into_values().collect()
     }
+}
+
+/// A series of all shards.
+#[derive(Debug)]
+struct Sum {
+    labels: Arc<str>,
+    last: Instant,
+    metrics: MetricSet,
+    counts: Counts,
 }
 
 /// Byte counts are far below 2^53.
@@ -205,10 +378,11 @@ mod tests {
     use std::rc::Rc;
 
     use http::{Method, uri::PathAndQuery};
-    use mesh_api::model::TrafficDirection;
+    use mesh_api::model::{IstioStats, MetricChange, TrafficDirection};
 
     use super::*;
-    use crate::config::snapshot::Node;
+    use crate::http::attributes::Place;
+    use crate::http::local_reply::ResponseFlags;
     use crate::http::message::{Authority, RequestHead};
     use crate::http::testing;
 
@@ -221,10 +395,59 @@ mod tests {
         stats
     }
 
+    fn outbound(stats: Option<&IstioStats>) -> Arc<Reporter> {
+        Reporter::new(&Place { direction: TrafficDirection::Outbound, ..Place::default() }, stats)
+    }
+
+    #[tokio::test]
+    async fn metrics_and_labels_are_changed() {
+        let change = |name: &str, labels: &[(&str, &str)], removed: &[&str]| MetricChange {
+            name: name.into(),
+            labels: labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
+            removed: removed.iter().map(|r| (*r).into()).collect(),
+            dropped: false,
+        };
+        let dropped = MetricChange { name: "response_bytes".into(), dropped: true, ..MetricChange::default() };
+        let stats = IstioStats {
+            metrics: vec![
+                change("", &[("method", "request.method"), ("user.name", "request.headers['x-user']")], &[]),
+                change(
+                    "requests_total",
+                    &[("response_code", "string(response.code / 100) + 'xx'")],
+                    &["response_flags"],
+                ),
+                change("request_bytes", &[("broken", "nope(")], &["response_code", "no_label"]),
+                dropped,
+            ],
+            ..IstioStats::default()
+        };
+        let (metrics, reporter) = (Metrics::new(2), outbound(Some(&stats)));
+        let with_flags = |status, flags| ExchangeStats { flags, ..exchange(status) };
+        metrics.record_http(&reporter, &with_flags(503, ResponseFlags::UH), 0);
+        metrics.record_http(&reporter, &with_flags(504, ResponseFlags::UT), 0);
+        metrics.record_http(&reporter, &with_flags(504, ResponseFlags::UT), 1);
+        metrics.record_http(&outbound(None), &exchange(503), 0);
+        let mut text = String::new();
+        metrics.write(&mut text);
+        let lines = |name: &str, with: &str| -> Vec<&str> {
+            let start = format!("istio_{name}{{");
+            text.lines().filter(|l| l.starts_with(&start) && l.contains(with)).collect()
+        };
+        let counts = lines("requests_total", "method=\"GET\"");
+        assert_eq!(counts.len(), 1, "{text}");
+        assert!(counts[0].ends_with("} 3") && counts[0].contains("response_code=\"5xx\""), "{text}");
+        assert!(counts[0].contains("user_name=\"unknown\"") && !counts[0].contains("response_flags"), "{text}");
+        assert_eq!(lines("requests_total", "response_code=\"503\"").len(), 1, "what nobody changed stays\n{text}");
+        let sizes = lines("request_bytes_count", "broken=\"unknown\"");
+        assert!(sizes.iter().all(|l| !l.contains("response_code=")) && sizes.len() == 2, "{text}");
+        assert_eq!(lines("response_bytes_count", "").len(), 1, "dropped but for the other listener\n{text}");
+        assert_eq!(lines("request_duration_milliseconds_count", "method=\"GET\"").len(), 2, "{text}");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn shards_are_summed_and_idle_series_forgotten() {
         let metrics = Metrics::new(2);
-        let reporter = Reporter::new(&Node::default(), TrafficDirection::Outbound);
+        let reporter = outbound(None);
         metrics.record_http(&reporter, &exchange(200), 0);
         metrics.record_http(&reporter, &exchange(200), 1);
         metrics.record_http(&reporter, &exchange(503), 1);
@@ -247,5 +470,32 @@ mod tests {
         let mut text = String::new();
         metrics.write(&mut text);
         assert!(!text.contains("response_code=\"200\"") && text.contains("response_code=\"503\""), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_peer_uses_up_what_all_share() {
+        let metrics = Metrics::new(1);
+        let reporter = Reporter::new(&Place { direction: TrafficDirection::Inbound, ..Place::default() }, None);
+        let from = |peer: &str, status| {
+            let mut stats = exchange(status);
+            let tls = Some(crate::telemetry::series::tests::spiffe(&format!("spiffe://cluster.local/ns/a/sa/{peer}")));
+            stats.conn = Rc::new(crate::net::ConnInfo { tls, ..testing::conn() });
+            stats
+        };
+        let greedy = from("greedy", 0);
+        let budget = u32::try_from(MAX_SERIES_PER_PEER).unwrap();
+        for n in 0..=budget {
+            let stats = ExchangeStats { grpc: true, grpc_status: Some(n), conn: greedy.conn.clone(), ..exchange(200) };
+            metrics.record_http(&reporter, &stats, 0);
+        }
+        metrics.record_http(&reporter, &from("modest", 200), 0);
+        assert_eq!(metrics.dropped.load(Relaxed), 1);
+        let mut text = String::new();
+        metrics.write(&mut text);
+        assert!(text.contains("sa/modest"));
+        tokio::time::advance(IDLE + Duration::from_secs(1)).await;
+        metrics.write(&mut String::new());
+        metrics.record_http(&reporter, &greedy, 0);
+        assert_eq!(metrics.dropped.load(Relaxed), 1, "what is forgotten leaves room");
     }
 }

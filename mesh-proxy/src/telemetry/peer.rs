@@ -6,6 +6,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use mesh_api::labels::{Labels, canonical_name, canonical_revision};
 use mesh_api::node::NodeMetadata;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::config::snapshot::Node;
 
@@ -88,9 +89,40 @@ impl Workload {
                 _ => {}
             }
         }
-        Some(Self::of_metadata(&meta))
+        let mut told = Self::of_metadata(&meta);
+        for text in told.texts_mut() {
+            text.truncate(text.floor_char_boundary(MAX_TEXT));
+        }
+        Some(told)
+    }
+
+    fn texts_mut(&mut self) -> [&mut String; 7] {
+        [
+            &mut self.name,
+            &mut self.namespace,
+            &mut self.app,
+            &mut self.version,
+            &mut self.canonical_service,
+            &mut self.canonical_revision,
+            &mut self.cluster,
+        ]
+    }
+
+    /// A number that tells it from others.
+    pub fn id(&self) -> u128 {
+        let texts = [&*self.name, &self.namespace, &self.app, &self.version, &self.canonical_service];
+        let rest = [&*self.canonical_revision, &self.cluster];
+        let mut joined = String::new();
+        for text in texts.into_iter().chain(rest) {
+            joined.push_str(text);
+            joined.push('\0');
+        }
+        xxh3_128(joined.as_bytes())
     }
 }
+
+/// Longest text that is taken from a peer, bytes: names in Kubernetes have 253 at most.
+const MAX_TEXT: usize = 256;
 
 /// The value of `x-envoy-peer-metadata` that tells others who this proxy is.
 pub fn header_value(meta: &NodeMetadata) -> String {

@@ -35,6 +35,14 @@ pub struct Span {
     pub provider: Arc<TraceProvider>,
 }
 
+impl Span {
+    /// Roughly what it takes of memory.
+    pub fn bytes(&self) -> usize {
+        let tag = |(key, value): &(String, String)| key.len() + value.len() + size_of::<(String, String)>();
+        size_of::<Self>() + self.name.len() + self.tags.iter().map(tag).sum::<usize>()
+    }
+}
+
 /// Tracing of one HTTP manager.
 #[derive(Debug)]
 pub struct Tracer {
@@ -56,6 +64,14 @@ enum Tag {
     /// Header and what stands for it when it is absent.
     Header(HeaderName, String),
     Format(Format),
+}
+
+/// Longest value of a tag that clients choose, bytes; paths have a limit of their own.
+const MAX_TAG: usize = 256;
+
+/// The beginning of a text, `max` bytes at most.
+fn cut(text: &str, max: usize) -> &str {
+    text.get(..text.floor_char_boundary(max)).unwrap_or_default()
 }
 
 const FORCE: HeaderName = HeaderName::from_static("x-envoy-force-trace");
@@ -100,7 +116,7 @@ impl Tracer {
             custom.push((tag.tag.to_string(), value));
         }
         Ok(Self {
-            provider: tracing.provider.clone().map(Arc::new),
+            provider: tracing.provider.clone().map(exporter).transpose()?.map(Arc::new),
             random: tracing.random_sampling,
             client: tracing.client_sampling,
             overall: tracing.overall_sampling,
@@ -163,7 +179,10 @@ impl Tracer {
             return;
         }
         let end = stats.times.end.unwrap_or_else(tokio::time::Instant::now);
-        let name = stats.operation.as_ref().map_or_else(|| stats.authority.host().to_owned(), ToString::to_string);
+        let name = stats
+            .operation
+            .as_ref()
+            .map_or_else(|| cut(stats.authority.host(), MAX_TAG).to_owned(), ToString::to_string);
         self.queue.push(Span {
             context: (**context).clone(),
             name,
@@ -179,16 +198,14 @@ impl Tracer {
     fn tags(&self, stats: &ExchangeStats) -> Vec<(String, String)> {
         let captured = |name: &HeaderName| {
             let found = stats.captured.request.iter().find(|(n, _)| n == name);
-            found.and_then(|(_, v)| v.to_str().ok()).map(str::to_owned)
+            found.and_then(|(_, v)| v.to_str().ok()).map(|v| cut(v, MAX_TAG).to_owned())
         };
-        let mut path = stats.target.as_str();
-        if let Some(cut) = path.get(..self.max_path) {
-            path = cut;
-        }
+        let path = cut(stats.target.as_str(), self.max_path);
+        let authority = cut(stats.authority.as_str(), MAX_TAG);
         let mut tags = self.fixed.clone();
         let mut put = |key: &str, value: String| tags.push((key.to_owned(), value));
-        put("http.method", stats.method.to_string());
-        put("http.url", format!("{}://{}{path}", stats.scheme.as_str(), stats.authority.as_str()));
+        put("http.method", cut(stats.method.as_str(), MAX_TAG).to_owned());
+        put("http.url", format!("{}://{authority}{path}", stats.scheme.as_str()));
         put("http.protocol", format!("{:?}", stats.version));
         put("http.status_code", stats.status.to_string());
         put("response_flags", if stats.flags.is_empty() { "-".to_owned() } else { stats.flags.text().into_owned() });
@@ -197,7 +214,7 @@ impl Tracer {
         put("peer.address", stats.client.ip().to_string());
         put("user_agent", captured(&USER_AGENT).unwrap_or_default());
         if let Some(id) = stats.request_id.as_ref().and_then(|v| v.to_str().ok()) {
-            put("guid:x-request-id", id.to_owned());
+            put("guid:x-request-id", cut(id, MAX_TAG).to_owned());
         }
         if let Some(cluster) = &stats.cluster_name {
             put("upstream_cluster", cluster.to_string());
@@ -218,12 +235,32 @@ impl Tracer {
                 Tag::Format(format) => {
                     let mut text = Vec::new();
                     format.write(&View::finished(stats), "-", &mut text);
-                    put(key, String::from_utf8_lossy(&text).into_owned());
+                    put(key, cut(&String::from_utf8_lossy(&text), MAX_TAG).to_owned());
                 }
             }
         }
         tags
     }
+}
+
+/// Headers of an exporter are made now: there is no request that operators could look at.
+fn exporter(mut provider: TraceProvider) -> Result<TraceProvider, ConfigError> {
+    let grpc = matches!(provider, TraceProvider::OtlpGrpc { .. });
+    if let TraceProvider::OtlpGrpc { headers, .. } | TraceProvider::OtlpHttp { headers, .. } = &mut provider {
+        for (name, value) in headers {
+            let format = Format::parse(value)?;
+            let bad = || ConfigError::new(format!("trace exporter: header {name:?} cannot be sent with every batch"));
+            let text = format.as_literal().ok_or_else(bad)?;
+            HeaderName::try_from(&**name).map_err(|_| bad())?;
+            // Names of gRPC that end in `-bin` carry bytes in a form of their own.
+            if grpc && name.ends_with("-bin") {
+                return Err(bad());
+            }
+            http::HeaderValue::from_str(text).map_err(|_| bad())?;
+            *value = text.into();
+        }
+    }
+    Ok(provider)
 }
 
 fn new_trace(random: &dyn Fn() -> u64) -> [u8; 16] {
@@ -248,6 +285,7 @@ mod tests {
                 authority: "otel".into(),
                 service_name: "web".into(),
                 timeout: Duration::from_secs(1),
+                headers: vec![],
             }),
             random_sampling: Fraction::from_percent(random),
             client_sampling: Fraction::ALWAYS,
@@ -290,6 +328,45 @@ mod tests {
         let tag = |key: &str| span.tags.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
         assert_eq!((tag("http.url"), tag("user")), (Some("http://a.test/lon"), Some("none")));
         assert!(run(0.0, &[]).2.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_clients_choose_has_a_limit() {
+        let long: &'static str = Box::leak("x".repeat(20_000).into_boxed_str());
+        let head_of = |name: &'static str| RequestHead {
+            headers: [(HeaderName::from_static(name), long.parse().unwrap())].into_iter().collect(),
+            ..RequestHead::new(Method::GET, Authority::parse("a").unwrap(), PathAndQuery::from_static("/"))
+        };
+        for (header, tag) in [("user-agent", "user_agent"), ("x-user", "user")] {
+            let queue = SpanQueue::new();
+            let tracer = Tracer::compile(&tracing(100.0), &Node::default(), TrafficDirection::Inbound, &queue).unwrap();
+            let mut head = head_of(header);
+            let mut stats = ExchangeStats::new(Rc::new(testing::conn()), &head);
+            stats.captured.request = head.headers.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
+            tracer.begin(&mut stats, &mut head, &|| 7);
+            tracer.record(&stats);
+            let span = queue.take(1).pop().unwrap();
+            assert_eq!(span.tags.iter().find(|(k, _)| k == tag).unwrap().1.len(), MAX_TAG);
+            assert!(span.bytes() < 4096, "{}", span.bytes());
+        }
+        assert_eq!(cut("aä", 2), "a");
+    }
+
+    #[test]
+    fn headers_of_exporters_are_made_once() {
+        let provider = |value: &str| TraceProvider::OtlpHttp {
+            cluster: "c".into(),
+            uri: "/".into(),
+            service_name: "s".into(),
+            timeout: Duration::ZERO,
+            headers: vec![("authorization".into(), value.into())],
+        };
+        let Ok(TraceProvider::OtlpHttp { headers, .. }) = exporter(provider("100%% %ENVIRONMENT(nope)%")) else {
+            panic!()
+        };
+        assert_eq!(headers, [("authorization".into(), "100% -".into())]);
+        assert!(exporter(provider("%REQ(x)%")).is_err());
+        assert!(exporter(provider("a\nb")).is_err());
     }
 
     #[tokio::test]

@@ -30,6 +30,8 @@ use crate::http::stats::hex;
 
 /// Most spans that wait; older ones give way.
 const MAX_WAITING: usize = 16_384;
+/// Most bytes that wait; older spans give way.
+const MAX_WAITING_BYTES: usize = 16 << 20;
 /// Most spans a batch.
 const BATCH: usize = 512;
 /// A span waits this long at most before it is sent.
@@ -48,12 +50,26 @@ pub trait Dial: Send + Sync {
 /// Spans that wait.
 #[derive(Debug, Default)]
 pub struct SpanQueue {
-    waiting: Mutex<VecDeque<Span>>,
+    waiting: Mutex<Waiting>,
     full: Notify,
     /// Spans that gave way or could not be sent.
     pub dropped: AtomicU64,
     /// Spans sent.
     pub sent: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    spans: VecDeque<Span>,
+    bytes: usize,
+}
+
+impl Waiting {
+    fn pop(&mut self) -> Option<Span> {
+        let span = self.spans.pop_front()?;
+        self.bytes = self.bytes.saturating_sub(span.bytes());
+        Some(span)
+    }
 }
 
 impl SpanQueue {
@@ -64,13 +80,17 @@ impl SpanQueue {
 
     /// Adds one.
     pub fn push(&self, span: Span) {
+        let bytes = span.bytes();
         let mut waiting = self.waiting.lock();
-        if waiting.len() >= MAX_WAITING {
-            waiting.pop_front();
+        waiting.bytes += bytes;
+        waiting.spans.push_back(span);
+        while waiting.spans.len() > MAX_WAITING || waiting.bytes > MAX_WAITING_BYTES {
+            if waiting.pop().is_none() {
+                break;
+            }
             self.dropped.fetch_add(1, Relaxed);
         }
-        waiting.push_back(span);
-        if waiting.len() == BATCH {
+        if waiting.spans.len() == BATCH {
             self.full.notify_one();
         }
     }
@@ -78,8 +98,7 @@ impl SpanQueue {
     /// Takes the oldest ones.
     pub fn take(&self, n: usize) -> Vec<Span> {
         let mut waiting = self.waiting.lock();
-        let n = n.min(waiting.len());
-        waiting.drain(..n).collect()
+        (0..n).map_while(|_| waiting.pop()).collect()
     }
 
     /// Sends what comes, until dropped.
@@ -126,8 +145,12 @@ struct Exporter {
 impl Exporter {
     async fn send(&mut self, provider: &TraceProvider, spans: &[Span]) -> anyhow::Result<()> {
         match provider {
-            TraceProvider::OtlpGrpc { cluster, authority, service_name, timeout } => {
-                let request = otlp_request(service_name, spans);
+            TraceProvider::OtlpGrpc { cluster, authority, service_name, timeout, headers } => {
+                let mut request = tonic::Request::new(otlp_request(service_name, spans));
+                for (name, value) in headers {
+                    let name = tonic::metadata::AsciiMetadataKey::from_bytes(name.as_bytes())?;
+                    request.metadata_mut().append(name, value.parse()?);
+                }
                 let channel = self.channel(cluster, authority).await?;
                 let mut client = TraceServiceClient::new(channel);
                 let sent = tokio::time::timeout(patience(*timeout), client.export(request)).await;
@@ -137,13 +160,16 @@ impl Exporter {
                 }
                 result.map(drop)
             }
-            TraceProvider::OtlpHttp { cluster, uri, service_name, timeout } => {
-                let body = otlp_json(service_name, spans);
-                self.post(cluster, uri, "otlp", body.to_string(), patience(*timeout)).await
+            TraceProvider::OtlpHttp { cluster, uri, service_name, timeout, headers } => {
+                let body = otlp_json(service_name, spans).to_string();
+                let (host, path) = host_and_path(uri);
+                let post = Post { cluster, host, path, headers, body };
+                self.post(post, patience(*timeout)).await
             }
             TraceProvider::Zipkin { cluster, path, hostname, .. } => {
-                let body = zipkin_json(spans);
-                self.post(cluster, path, hostname, body.to_string(), patience(Duration::ZERO)).await
+                let body = zipkin_json(spans).to_string();
+                let post = Post { cluster, host: hostname, path, headers: &[], body };
+                self.post(post, patience(Duration::ZERO)).await
             }
         }
     }
@@ -152,37 +178,27 @@ impl Exporter {
         if let Some(channel) = self.channels.get(cluster) {
             return Ok(channel.clone());
         }
-        let (dial, name) = (self.dial.clone(), cluster.clone());
-        let connector = tower::service_fn(move |_: http::Uri| {
-            let connecting = dial.dial(name.clone(), true);
-            async move { connecting.await.map(TokioIo::new) }
-        });
         let authority = if authority.is_empty() { cluster } else { authority };
-        let host: String = authority.chars().map(|c| if c == '|' { '_' } else { c }).collect();
-        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{host}"))?;
-        let channel = endpoint.connect_timeout(Duration::from_secs(5)).connect_with_connector(connector).await?;
+        let channel = connect(self.dial.clone(), cluster.clone(), authority).await?;
         self.channels.insert(cluster.clone(), channel.clone());
         Ok(channel)
     }
 
     /// One connection a batch: a batch a second at most needs no pool.
-    async fn post(
-        &self,
-        cluster: &Name,
-        path: &str,
-        host: &str,
-        body: String,
-        patience: Duration,
-    ) -> anyhow::Result<()> {
+    async fn post(&self, post: Post<'_>, patience: Duration) -> anyhow::Result<()> {
+        let Post { cluster, host, path, headers, body } = post;
         let exchange = async {
             let io = self.dial.dial(cluster.clone(), false).await?;
             let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
             let driver = tokio::spawn(connection);
             let path = if path.is_empty() { "/" } else { path };
-            let request = http::Request::post(path)
+            let mut request = http::Request::post(path)
                 .header("host", if host.is_empty() { cluster.as_ref() } else { host })
-                .header("content-type", "application/json")
-                .body(Full::new(Bytes::from(body)))?;
+                .header("content-type", "application/json");
+            for (name, value) in headers {
+                request = request.header(&**name, &**value);
+            }
+            let request = request.body(Full::new(Bytes::from(body)))?;
             let response = sender.send_request(request).await?;
             let status = response.status();
             let _ = response.into_body().collect().await;
@@ -192,6 +208,22 @@ impl Exporter {
         };
         tokio::time::timeout(patience, exchange).await.context("no answer")?
     }
+}
+
+/// One batch on its way to a collector.
+struct Post<'a> {
+    cluster: &'a Name,
+    /// Empty: the cluster's name.
+    host: &'a str,
+    path: &'a str,
+    headers: &'a [(Name, Name)],
+    body: String,
+}
+
+/// Host and path of an `HttpUri`, with or without its scheme.
+fn host_and_path(uri: &str) -> (&str, &str) {
+    let rest = uri.split_once("://").map_or(uri, |(_, rest)| rest);
+    rest.find('/').map_or((rest, "/"), |at| rest.split_at(at))
 }
 
 fn patience(configured: Duration) -> Duration {
@@ -287,6 +319,28 @@ fn zipkin_json(spans: &[Span]) -> serde_json::Value {
     spans.iter().map(span).collect()
 }
 
+/// How long a connection to a collector may take, and to show that it lives.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How often that is asked.
+const ALIVE_EVERY: Duration = Duration::from_secs(30);
+
+/// A channel to a collector's cluster; `authority` is told to the collector.
+pub(super) async fn connect(
+    dial: Arc<dyn Dial>,
+    cluster: Name,
+    authority: &str,
+) -> anyhow::Result<tonic::transport::Channel> {
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let connecting = dial.dial(cluster.clone(), true);
+        async move { connecting.await.map(TokioIo::new) }
+    });
+    // What stands in names of clusters may not stand in hosts.
+    let host: String = authority.chars().map(|c| if c == '|' { '_' } else { c }).collect();
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{host}"))?;
+    let endpoint = endpoint.connect_timeout(CONNECT).http2_keep_alive_interval(ALIVE_EVERY).keep_alive_timeout(CONNECT);
+    Ok(endpoint.connect_with_connector(connector).await?)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::SystemTime;
@@ -305,9 +359,10 @@ mod tests {
             tags: vec![("a".to_owned(), "b".to_owned())],
             provider: Arc::new(TraceProvider::OtlpHttp {
                 cluster: "c".into(),
-                uri: "/".into(),
+                uri: "http://collector.obs:4318/v1/traces".into(),
                 service_name: "s".into(),
                 timeout: Duration::ZERO,
+                headers: vec![("authorization".into(), "Bearer t".into())],
             }),
         }
     }
@@ -320,6 +375,26 @@ mod tests {
         }
         assert_eq!(queue.dropped.load(Relaxed), 1);
         assert_eq!(queue.take(1)[0].name, "1");
+    }
+
+    #[test]
+    fn large_spans_wait_in_few() {
+        let queue = SpanQueue::new();
+        let size = 64 << 10;
+        for _ in 0..300 {
+            queue.push(Span { tags: vec![("a".to_owned(), "x".repeat(size))], ..span("large") });
+        }
+        let waiting = queue.take(300);
+        assert!(waiting.len() * size <= MAX_WAITING_BYTES && waiting.len() > 200, "{}", waiting.len());
+        assert_eq!(queue.dropped.load(Relaxed) + waiting.len() as u64, 300);
+        assert_eq!(queue.waiting.lock().bytes, 0);
+    }
+
+    #[test]
+    fn urls_are_taken_apart() {
+        assert_eq!(host_and_path("http://a:1/v1/traces"), ("a:1", "/v1/traces"));
+        assert_eq!(host_and_path("a"), ("a", "/"));
+        assert_eq!(host_and_path("/v1/traces"), ("", "/v1/traces"));
     }
 
     #[test]
@@ -365,7 +440,11 @@ mod tests {
             text.push_str(std::str::from_utf8(&buf[..n]).unwrap());
         }
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
-        assert!(text.starts_with("POST / HTTP/1.1\r\n") && text.contains("\"first\""), "{text}");
+        assert!(text.starts_with("POST /v1/traces HTTP/1.1\r\n") && text.contains("\"first\""), "{text}");
+        assert!(
+            text.contains("host: collector.obs:4318\r\n") && text.contains("authorization: Bearer t\r\n"),
+            "{text}"
+        );
         for _ in 0..500 {
             if queue.sent.load(Relaxed) == 2 {
                 break;

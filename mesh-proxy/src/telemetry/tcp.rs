@@ -1,6 +1,7 @@
 //! Metrics and logs of forwarded connections.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{
     access_log::AccessLogs,
@@ -15,19 +16,25 @@ pub(super) struct TcpSink {
     pub(super) metrics: Arc<Metrics>,
     pub(super) reporter: Arc<Reporter>,
     pub(super) logs: AccessLogs,
+    /// How often connections that stay open are counted.
+    pub(super) interval: Duration,
 }
+
+/// As in Istio.
+pub(super) const INTERVAL: Duration = Duration::from_secs(15);
 
 impl TcpSink {
     fn count(&self, stats: &ExchangeStats, worker: usize, delta: TcpCounts) {
-        let upstream_tls = stats.upstream.as_deref().and_then(|u| u.tls.as_ref());
-        let cluster = (stats.cluster_name.as_ref(), stats.cluster.as_deref());
-        let endpoint = stats.endpoint.as_deref();
-        let facts = Facts::of_tcp(&self.reporter, &stats.conn, upstream_tls, cluster, endpoint, stats.flags);
-        self.metrics.record_tcp(&facts, worker, delta);
+        let values = self.reporter.values(stats);
+        self.metrics.record_tcp(&Facts::of_tcp(&self.reporter, stats, &values), worker, delta);
     }
 }
 
 impl ConnectionSink for TcpSink {
+    fn interval(&self) -> Duration {
+        self.interval
+    }
+
     fn opened(&self, stats: &ExchangeStats, worker: usize) {
         self.count(stats, worker, TcpCounts { opened: 1, ..TcpCounts::default() });
     }

@@ -108,6 +108,18 @@ pub(crate) fn files_of(kind: &SecretKind) -> Vec<PathBuf> {
     out
 }
 
+/// The file that a secret's certificates (its trust anchors) are read from.
+pub(crate) fn certificate_file(kind: &SecretKind) -> Option<PathBuf> {
+    let source = match kind {
+        SecretKind::Certificate(cert) => Some(&cert.chain),
+        SecretKind::Validation(context) => context.trusted_ca.as_ref(),
+    };
+    match source {
+        Some(DataSource::File(path)) => Some(path.clone()),
+        _ => None,
+    }
+}
+
 /// Reads and checks a secret. Files are read now (they are small, and this never runs on a worker).
 pub(crate) fn load(kind: &SecretKind) -> Result<Material, TlsError> {
     match kind {

@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     fmt,
+    path::PathBuf,
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
@@ -77,6 +78,17 @@ impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Slot").field("name", &self.name).field("generation", &self.generation()).finish_non_exhaustive()
     }
+}
+
+/// A secret as `/certs` shows it.
+#[derive(Debug)]
+pub struct Listed {
+    /// `None`: it stands in the configuration itself.
+    pub name: Option<Name>,
+    /// Where its certificates are read from; `None`: they came as they are.
+    pub file: Option<PathBuf>,
+    /// Content.
+    pub state: Arc<SecretState>,
 }
 
 /// All secrets of this process.
@@ -237,6 +249,25 @@ impl SecretStore {
         let mut out: Vec<_> = self.named.lock().iter().map(|(r, slot)| (r.clone(), slot.state())).collect();
         out.sort_by(|a, b| a.0.name.cmp(&b.0.name));
         out
+    }
+
+    /// All secrets with the files that they are read from: the named ones by name, then those that stand in the
+    /// configuration itself.
+    pub fn certificates(&self) -> Vec<Listed> {
+        let mut named: Vec<_> =
+            self.named.lock().values().map(|slot| (Some(slot.name.clone()), slot.clone())).collect();
+        named.sort_by(|a, b| a.0.cmp(&b.0));
+        let inline: Vec<_> = self.inline.lock().values().filter_map(Weak::upgrade).map(|slot| (None, slot)).collect();
+        let listed = |(name, slot): (Option<Name>, Arc<Slot>)| {
+            let kind = slot.origin.lock().as_ref().map(|(kind, _)| kind.clone());
+            let file = kind.as_ref().and_then(material::certificate_file);
+            Listed { name, file, state: slot.state() }
+        };
+        let (mut all, mut inline): (Vec<Listed>, Vec<Listed>) =
+            (named.into_iter().map(listed).collect(), inline.into_iter().map(listed).collect());
+        inline.sort_by(|a, b| a.file.cmp(&b.file));
+        all.append(&mut inline);
+        all
     }
 
     /// Reads again what changed on disk. Returns how many secrets changed.

@@ -84,7 +84,10 @@ impl Cluster {
             Some(old) if same_connections(&old.config, &config) => old.settings,
             _ => NEXT_SETTINGS.fetch_add(1, Relaxed),
         };
-        let mut members = old.map(|o| o.members.lock().successor()).unwrap_or_default();
+        let mut members = old.map(|o| o.members.lock().successor(&config)).unwrap_or_default();
+        if config.outlier.is_none() {
+            stats.outlier_ejections_active.set(0);
+        }
         let (mut initial, mut warm) = (None, false);
         match &config.discovery {
             Discovery::Static(set) => initial = Some(Arc::new(set.clone())),

@@ -6,7 +6,10 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
@@ -14,7 +17,7 @@ use std::{
 use arc_swap::ArcSwap;
 use mesh_api::model::{self, Address, HealthStatus, Locality, SlowStart};
 use smallvec::SmallVec;
-use tokio::{sync::watch, time::Instant};
+use tokio::{sync::Notify, time::Instant};
 
 use super::{outlier::Record, stats::EndpointStats};
 use crate::tls::ClientTls;
@@ -185,7 +188,9 @@ pub struct EndpointState {
     created: Instant,
     healthy_since_ms: AtomicU64,
     /// Counts up whenever all connections are to be closed.
-    close: watch::Sender<u64>,
+    closed: AtomicU64,
+    /// Told then. (A `watch` would do both, in half a kilobyte an endpoint.)
+    close: Notify,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -204,7 +209,8 @@ impl EndpointState {
             users: AtomicUsize::new(0),
             created: Instant::now(),
             healthy_since_ms: AtomicU64::new(0),
-            close: watch::Sender::new(0),
+            closed: AtomicU64::new(0),
+            close: Notify::new(),
         })
     }
     /// Whether the flag is set.
@@ -238,14 +244,20 @@ impl EndpointState {
     }
     /// Closes all connections, those in use too.
     pub(super) fn close_connections(&self) {
-        self.close.send_modify(|n| *n += 1);
+        self.closed.fetch_add(1, SeqCst);
+        self.close.notify_waiters();
     }
     /// Resolves when connections made before now are to be closed.
-    pub fn closing(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut rx = self.close.subscribe();
+    pub fn closing(self: &Arc<Self>) -> impl Future<Output = ()> + Send + 'static {
+        let (state, before) = (self.clone(), self.close_count());
         async move {
-            if rx.changed().await.is_err() {
-                std::future::pending::<()>().await;
+            loop {
+                // It is told of what happens from here on, also before it waits.
+                let told = state.close.notified();
+                if state.close_count() != before {
+                    return;
+                }
+                told.await;
             }
         }
     }
@@ -258,7 +270,7 @@ impl EndpointState {
     }
     /// How often connections were closed: a connection remembers the number at its birth.
     pub(super) fn close_count(&self) -> u64 {
-        *self.close.borrow()
+        self.closed.load(SeqCst)
     }
 }
 
@@ -292,6 +304,18 @@ pub(super) mod tests {
         tokio::time::advance(Duration::from_secs(60)).await;
         assert!(e.state.put(Flag::FailedOutlier, false));
         assert!(e.slow_start_factor(&cfg, Instant::now()) < 0.2);
+    }
+
+    #[tokio::test]
+    async fn closing_concerns_connections_made_before() {
+        let e = endpoint(1, 1);
+        let (early, waiting) = (e.state.closing(), tokio::spawn(e.state.closing()));
+        tokio::task::yield_now().await;
+        e.state.close_connections();
+        early.await;
+        waiting.await.unwrap();
+        let late = tokio::time::timeout(Duration::from_millis(1), e.state.closing());
+        assert!(late.await.is_err());
     }
 
     #[test]

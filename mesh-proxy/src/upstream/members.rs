@@ -31,8 +31,19 @@ pub(super) struct Change {
 }
 
 impl Members {
-    /// For the next version of the cluster: no endpoints yet, but the state of those that may come back.
-    pub(super) fn successor(&self) -> Self {
+    /// For the next version of the cluster: no endpoints yet, but the state of those that may come back. What nobody
+    /// watches over any more is no reason to avoid an endpoint: ejections go with outlier detection, failed checks with
+    /// the checks.
+    pub(super) fn successor(&self, next: &model::Cluster) -> Self {
+        for state in self.states.values() {
+            if next.outlier.is_none() {
+                state.put(Flag::FailedOutlier, false);
+            }
+            if next.health_checks.is_empty() {
+                state.put(Flag::FailedActive, false);
+                state.put(Flag::PendingActive, false);
+            }
+        }
         Self { set: None, groups: vec![], states: self.states.clone() }
     }
 
@@ -129,8 +140,15 @@ mod tests {
         assert!(first[0].state.is_removed() && !first[1].state.is_removed());
         assert!(m.groups[0][1].state.has(Flag::PendingActive) && !m.groups[0][0].state.has(Flag::PendingActive));
 
-        let mut next = m.successor();
+        m.groups[0][1].state.put(Flag::FailedOutlier, true);
+        let mut watched = model::Cluster::new("c", model::Discovery::Eds { service: "".into() });
+        watched.outlier = Some(model::OutlierDetection::default());
+        let mut next = m.successor(&watched);
         next.replace(set(&[3]), &none, false);
         assert_eq!(next.groups[0][0].state.id, m.groups[0][1].state.id);
+        assert!(next.groups[0][0].state.has(Flag::FailedOutlier));
+        watched.outlier = None;
+        let _ = next.successor(&watched);
+        assert!(!next.groups[0][0].state.has(Flag::FailedOutlier) && !next.groups[0][0].state.has(Flag::PendingActive));
     }
 }

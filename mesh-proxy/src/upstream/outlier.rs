@@ -219,10 +219,11 @@ pub(super) fn eject(
     }
     let (detected, enforced) = cause.counters(stats);
     detected.inc();
-    // One is always allowed, then as many as the percentage says.
+    // The share counts this one too: 10 % of nine is none, unless one may always go.
     let ejected = all.iter().filter(|e| e.state.has(Flag::FailedOutlier)).count();
     let percent = (ejected as f64 + 1.0) * 100.0 / all.len().max(1) as f64;
-    if ejected > 0 && percent > f64::from(cfg.max_ejection_percent.min(100)) {
+    let first = cfg.always_eject_one && ejected == 0;
+    if !first && percent > f64::from(cfg.max_ejection_percent.min(100)) {
         stats.outlier_ejections_overflow.inc();
         return false;
     }
@@ -323,6 +324,11 @@ mod tests {
     use super::*;
     use crate::upstream::{balance::tests::Seeded, endpoint::tests::endpoint};
 
+    /// Anybody may be ejected.
+    fn loose() -> OutlierDetection {
+        OutlierDetection { max_ejection_percent: 100, ..OutlierDetection::default() }
+    }
+
     fn endpoints(n: u16) -> Vec<Arc<Endpoint>> {
         (1..=n).map(|p| endpoint(p, 1)).collect()
     }
@@ -341,7 +347,7 @@ mod tests {
 
     #[test]
     fn a_success_between_failures_starts_over() {
-        let cfg = OutlierDetection { consecutive_5xx: 3, max_ejection_percent: 100, ..OutlierDetection::default() };
+        let cfg = OutlierDetection { consecutive_5xx: 3, ..loose() };
         let (stats, all) = (ClusterStats::default(), endpoints(2));
         fail(&cfg, &stats, &all, 0, Outcome::Status(500), 2);
         fail(&cfg, &stats, &all, 0, Outcome::Status(404), 1);
@@ -354,12 +360,7 @@ mod tests {
 
     #[test]
     fn gateway_errors_and_own_error_ranges() {
-        let cfg = OutlierDetection {
-            consecutive_5xx: 0,
-            consecutive_gateway: 2,
-            enforcing: [0, 100, 0],
-            ..OutlierDetection::default()
-        };
+        let cfg = OutlierDetection { consecutive_5xx: 0, consecutive_gateway: 2, enforcing: [0, 100, 0], ..loose() };
         let (stats, all) = (ClusterStats::default(), endpoints(2));
         fail(&cfg, &stats, &all, 0, Outcome::Status(503), 1);
         fail(&cfg, &stats, &all, 0, Outcome::Status(500), 1); // not a gateway error
@@ -368,7 +369,7 @@ mod tests {
         fail(&cfg, &stats, &all, 0, Outcome::Status(502), 1);
         assert_eq!(out(&all), 1);
 
-        let cfg = OutlierDetection { consecutive_5xx: 1, http_errors: vec![(429, 429)], ..OutlierDetection::default() };
+        let cfg = OutlierDetection { consecutive_5xx: 1, http_errors: vec![(429, 429)], ..loose() };
         let all = endpoints(2);
         fail(&cfg, &stats, &all, 0, Outcome::Status(500), 9);
         assert_eq!(out(&all), 0);
@@ -378,13 +379,8 @@ mod tests {
 
     #[test]
     fn split_keeps_local_failures_apart() {
-        let cfg = OutlierDetection {
-            consecutive_5xx: 2,
-            consecutive_local_origin: 3,
-            split_local_origin: true,
-            max_ejection_percent: 100,
-            ..OutlierDetection::default()
-        };
+        let cfg =
+            OutlierDetection { consecutive_5xx: 2, consecutive_local_origin: 3, split_local_origin: true, ..loose() };
         let (stats, all) = (ClusterStats::default(), endpoints(2));
         fail(&cfg, &stats, &all, 0, Outcome::ConnectFailure, 2);
         fail(&cfg, &stats, &all, 0, Outcome::Status(500), 1); // an answer: local failures start over
@@ -396,28 +392,32 @@ mod tests {
     }
 
     #[test]
-    fn one_may_always_go_then_the_percentage_counts() {
-        let cfg = OutlierDetection { consecutive_5xx: 1, max_ejection_percent: 25, ..OutlierDetection::default() };
-        let (stats, all) = (ClusterStats::default(), endpoints(4));
-        for i in 0..4 {
-            fail(&cfg, &stats, &all, i, Outcome::Status(503), 1);
-        }
-        assert_eq!(out(&all), 1);
-        assert_eq!(stats.outlier_ejections_overflow.get(), 3);
-        let (two, cfg) = (endpoints(2), OutlierDetection { max_ejection_percent: 10, ..cfg });
-        fail(&cfg, &stats, &two, 0, Outcome::Status(503), 1);
-        assert_eq!(out(&two), 1);
+    fn the_percentage_counts_unless_one_may_always_go() {
+        let ejected = |n: u16, max_ejection_percent, always_eject_one| {
+            let cfg = OutlierDetection {
+                consecutive_5xx: 1,
+                max_ejection_percent,
+                always_eject_one,
+                ..OutlierDetection::default()
+            };
+            let (stats, all) = (ClusterStats::default(), endpoints(n));
+            for i in 0..all.len() {
+                fail(&cfg, &stats, &all, i, Outcome::Status(503), 1);
+            }
+            assert_eq!(stats.outlier_ejections_overflow.get() as usize, all.len() - out(&all));
+            out(&all)
+        };
+        // As Envoy 1.40 does.
+        assert_eq!((ejected(4, 25, false), ejected(2, 25, false), ejected(9, 10, false)), (1, 0, 0));
+        assert_eq!((ejected(10, 10, false), ejected(4, 50, false), ejected(2, 100, false)), (1, 2, 2));
+        assert_eq!((ejected(2, 10, true), ejected(4, 50, true), ejected(2, 0, true)), (1, 2, 1));
     }
 
     #[tokio::test(start_paused = true)]
     async fn ejections_grow_up_to_a_maximum_and_shrink_in_quiet_times() {
         let second = Duration::from_secs(1);
-        let cfg = OutlierDetection {
-            consecutive_5xx: 1,
-            base_ejection: second * 10,
-            max_ejection: second * 15,
-            ..OutlierDetection::default()
-        };
+        let cfg =
+            OutlierDetection { consecutive_5xx: 1, base_ejection: second * 10, max_ejection: second * 15, ..loose() };
         let (stats, all) = (ClusterStats::default(), endpoints(2));
         let random = Seeded::new(1);
         let out_for = async || {
@@ -445,7 +445,7 @@ mod tests {
             consecutive_5xx: 0,
             success_rate: Some((5, 100, 1900, 100)),
             max_ejection_percent: 50,
-            ..OutlierDetection::default()
+            ..loose()
         };
         let (stats, all) = (ClusterStats::default(), endpoints(5));
         for (i, bad) in [(0, 1), (1, 2), (2, 0), (3, 1), (4, 60)] {

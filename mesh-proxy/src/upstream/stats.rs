@@ -1,7 +1,10 @@
 //! Counters and gauges of clusters and endpoints: plain relaxed atomics, written by workers, read by admin and metrics.
 //! Knows no metric names but Envoy's field names.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -53,13 +56,34 @@ impl Gauge {
     }
 }
 
+/// Answers by status. The table is made for the first answer: most clusters of a mesh never get a request.
+#[derive(Debug, Default)]
+pub struct Codes(OnceLock<Box<[AtomicU64; 500]>>);
+
+impl Codes {
+    /// One more answer.
+    pub fn count(&self, status: u16) {
+        let table = self.0.get_or_init(|| Box::new([const { AtomicU64::new(0) }; 500]));
+        if let Some(count) = status.checked_sub(100).and_then(|at| table.get(usize::from(at))) {
+            count.fetch_add(1, Relaxed);
+        }
+    }
+    /// Statuses that were seen.
+    pub fn seen(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        let all = self.0.get().into_iter().flat_map(|table| (100..).zip(table.iter()));
+        all.map(|(status, count)| (status, count.load(Relaxed))).filter(|(_, n)| *n > 0)
+    }
+}
+
 macro_rules! stats {
-    ($(#[$doc:meta])* $name:ident { counters { $($c:ident),* $(,)? } gauges { $($g:ident),* $(,)? } }) => {
+    ($(#[$doc:meta])* $name:ident { $(also { $also:ident: $kind:ty })? counters { $($c:ident),* $(,)? } gauges { $($g:ident),* $(,)? } }) => {
         $(#[$doc])*
         #[derive(Debug, Default)]
         pub struct $name {
             $(#[doc = concat!("`", stringify!($c), "`")] pub $c: Counter,)*
             $(#[doc = concat!("`", stringify!($g), "`")] pub $g: Gauge,)*
+            $(/// What is neither.
+            pub $also: $kind,)?
         }
 
         impl $name {
@@ -78,23 +102,22 @@ macro_rules! stats {
 stats! {
     /// What Envoy publishes as `cluster.NAME.*`.
     ClusterStats {
+        also { codes: Codes }
         counters {
             upstream_cx_total, upstream_cx_http1_total, upstream_cx_http2_total, upstream_cx_connect_fail,
             upstream_cx_connect_timeout, upstream_cx_connect_attempts_exceeded, upstream_cx_overflow,
-            upstream_cx_pool_overflow, upstream_cx_destroy, upstream_cx_destroy_local, upstream_cx_destroy_remote,
-            upstream_cx_destroy_with_active_rq, upstream_cx_close_notify, upstream_cx_max_requests,
+            upstream_cx_destroy, upstream_cx_max_requests,
             upstream_cx_max_duration_reached, upstream_cx_idle_timeout, upstream_cx_none_healthy,
             upstream_cx_protocol_error, upstream_cx_rx_bytes_total, upstream_cx_tx_bytes_total,
             upstream_rq_total, upstream_rq_pending_total, upstream_rq_pending_overflow,
-            upstream_rq_pending_failure_eject, upstream_rq_cancelled, upstream_rq_timeout,
+            upstream_rq_pending_failure_eject, upstream_rq_timeout,
             upstream_rq_per_try_timeout, upstream_rq_rx_reset, upstream_rq_tx_reset, upstream_rq_retry,
             upstream_rq_retry_success, upstream_rq_retry_overflow, upstream_rq_retry_limit_exceeded,
-            upstream_rq_completed, upstream_rq_maintenance_mode, upstream_rq_dropped,
+            upstream_rq_completed, upstream_rq_dropped,
             ssl_handshake, ssl_connection_error, ssl_fail_verify,
             membership_change, update_attempt, update_success, update_failure, update_empty,
-            lb_healthy_panic, lb_local_cluster_not_ok, lb_zone_routing_sampled, lb_zone_routing_all_directly,
-            lb_zone_routing_cross_zone, lb_recalculate_zone_structures, lb_subsets_selected,
-            original_dst_host_invalid,
+            lb_healthy_panic, lb_zone_routing_sampled, lb_zone_routing_all_directly,
+            lb_zone_routing_cross_zone, original_dst_host_invalid,
             outlier_ejections_enforced_total, outlier_ejections_detected_consecutive_5xx,
             outlier_ejections_enforced_consecutive_5xx, outlier_ejections_detected_consecutive_gateway_failure,
             outlier_ejections_enforced_consecutive_gateway_failure,
@@ -106,8 +129,7 @@ stats! {
         }
         gauges {
             upstream_cx_active, upstream_rq_active, upstream_rq_pending_active,
-            membership_total, membership_healthy, membership_degraded, membership_excluded,
-            max_host_weight, outlier_ejections_active,
+            membership_total, membership_healthy, membership_degraded, max_host_weight, outlier_ejections_active,
         }
     }
 }
@@ -123,6 +145,16 @@ stats! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn statuses_are_counted_apart() {
+        let codes = Codes::default();
+        assert_eq!(codes.seen().count(), 0);
+        for status in [200, 503, 200, 0, 99, 600, 599] {
+            codes.count(status);
+        }
+        assert_eq!(codes.seen().collect::<Vec<_>>(), [(200, 2), (503, 1), (599, 1)]);
+    }
 
     #[test]
     fn limits_hold_and_max_means_none() {

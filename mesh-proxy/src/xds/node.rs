@@ -15,7 +15,7 @@ pub fn message(node: &Node) -> core::Node {
     core::Node {
         id: node.id.clone(),
         cluster: node.cluster.clone(),
-        metadata: Some(protobuf::Struct { fields: node.metadata.iter().map(|(k, v)| (k.clone(), value(v))).collect() }),
+        metadata: Some(structure(&node.metadata)),
         locality: Some(core::Locality {
             region: place.region.to_string(),
             zone: place.zone.to_string(),
@@ -29,6 +29,11 @@ pub fn message(node: &Node) -> core::Node {
     }
 }
 
+/// An object as a message.
+pub(super) fn structure(map: &serde_json::Map<String, Value>) -> protobuf::Struct {
+    protobuf::Struct { fields: map.iter().map(|(k, v)| (k.clone(), value(v))).collect() }
+}
+
 fn value(v: &Value) -> protobuf::Value {
     use protobuf::value::Kind;
     let kind = match v {
@@ -37,9 +42,7 @@ fn value(v: &Value) -> protobuf::Value {
         Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or(0.0)),
         Value::String(s) => Kind::StringValue(s.clone()),
         Value::Array(all) => Kind::ListValue(protobuf::ListValue { values: all.iter().map(value).collect() }),
-        Value::Object(map) => {
-            Kind::StructValue(protobuf::Struct { fields: map.iter().map(|(k, v)| (k.clone(), value(v))).collect() })
-        }
+        Value::Object(map) => Kind::StructValue(structure(map)),
     };
     protobuf::Value { kind: Some(kind) }
 }

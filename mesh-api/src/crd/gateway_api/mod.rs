@@ -1,11 +1,16 @@
-//! `gateway.networking.k8s.io`: GatewayClass, Gateway, HTTPRoute, GRPCRoute, ReferenceGrant (release 1.7, fields of the
-//! experimental channel included). One set of filter and reference types serves both routes.
+//! `gateway.networking.k8s.io`: GatewayClass, Gateway, ListenerSet, HTTPRoute, GRPCRoute, TLSRoute, TCPRoute,
+//! BackendTLSPolicy, ReferenceGrant (release 1.7, fields of the experimental channel included). One set of filter and
+//! reference types serves HTTPRoute and GRPCRoute.
 //!
 //! What an API server would default is defaulted here (`match` `/`, kinds, groups) by accessor functions in the
 //! translation, never by guessing while reading: absent stays visible as `None`.
 
+mod attached;
+mod l4;
 mod route;
 
+pub use attached::*;
+pub use l4::*;
 pub use route::*;
 
 use crate::labels::Labels;
@@ -13,19 +18,21 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// The API group.
+pub const GROUP: &str = "gateway.networking.k8s.io";
+
 /// A class of gateways.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct GatewayClass {
     /// `controllerName`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub controller_name: String,
     /// `description`.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
     /// `parametersRef`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub parameters_ref: Option<ObjectRef>,
+    pub parameters_ref: Option<FullObjectRef>,
 }
 
 /// A gateway with its listeners.
@@ -50,9 +57,19 @@ pub struct Gateway {
     /// `tls`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<GatewayTls>,
-    /// `All` or `None`.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub default_scope: String,
+    /// Which routes attach without naming it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_scope: Option<DefaultScope>,
+}
+
+/// Routes that attach to a gateway without naming it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+pub enum DefaultScope {
+    /// `All`.
+    All,
+    #[default]
+    /// `None`.
+    None,
 }
 
 /// A port of a gateway.
@@ -87,7 +104,32 @@ pub struct Listener {
 pub struct ListenerFilters {
     /// `requests`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub requests: Vec<RouteFilter>,
+    pub requests: Vec<ListenerFilter>,
+}
+
+/// A step before routes are looked at.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ListenerFilter {
+    /// `type`.
+    #[serde(rename = "type")]
+    pub kind: ListenerFilterType,
+    /// `externalAuth`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_auth: Option<ExternalAuth>,
+    /// `extensionRef`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extension_ref: Option<LocalObjectRef>,
+}
+
+/// Kinds of filters of a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+pub enum ListenerFilterType {
+    #[default]
+    /// `ExternalAuth`.
+    ExternalAuth,
+    /// `ExtensionRef`.
+    ExtensionRef,
 }
 
 /// TLS of a listener.
@@ -132,13 +174,12 @@ pub struct AllowedRoutes {
 
 /// A kind of route.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct RouteKind {
     /// `group`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
     /// `kind`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub kind: String,
 }
 
@@ -187,16 +228,14 @@ pub struct LabelSelector {
 
 /// One requirement.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct LabelExpression {
     /// `key`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub key: String,
     /// In, NotIn, Exists, DoesNotExist.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub operator: String,
     /// `values`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<String>,
 }
 
@@ -227,7 +266,7 @@ pub struct Infrastructure {
     pub annotations: Labels,
     /// `parametersRef`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub parameters_ref: Option<ObjectRef>,
+    pub parameters_ref: Option<LocalObjectRef>,
 }
 
 /// ListenerSets that may attach.
@@ -262,18 +301,18 @@ pub struct BackendTls {
 
 /// Validation of clients.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct FrontendTls {
     /// `default`.
     pub default: TlsPortConfig,
     /// `perPort`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub per_port: Vec<FrontendTlsPort>,
 }
 
 /// Validation on one port.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct FrontendTlsPort {
     /// `port`.
     pub port: u16,
@@ -292,19 +331,28 @@ pub struct TlsPortConfig {
 
 /// Trust anchors of clients.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct FrontendValidation {
     /// `caCertificateRefs`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub ca_certificate_refs: Vec<ObjectRef>,
-    /// `AllowValidOnly` or `AllowInsecureFallback`.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub mode: String,
+    pub ca_certificate_refs: Vec<FullObjectRef>,
+    /// `mode`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<FrontendValidationMode>,
 }
 
-/// A reference to an object.
+/// What happens to clients whose certificate is not valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+pub enum FrontendValidationMode {
+    #[default]
+    /// `AllowValidOnly`.
+    AllowValidOnly,
+    /// `AllowInsecureFallback`.
+    AllowInsecureFallback,
+}
+
+/// A reference to a Secret, or to what its group and kind say.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct ObjectRef {
     /// `group`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -313,11 +361,37 @@ pub struct ObjectRef {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// `name`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// `namespace`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+}
+
+/// A reference to an object of any kind.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FullObjectRef {
+    /// Empty: core.
+    pub group: String,
+    /// `kind`.
+    pub kind: String,
+    /// `name`.
+    pub name: String,
+    /// `namespace`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+}
+
+/// A reference to an object of the same namespace.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalObjectRef {
+    /// Empty: core.
+    pub group: String,
+    /// `kind`.
+    pub kind: String,
+    /// `name`.
+    pub name: String,
 }
 
 /// References into this namespace that are allowed.
@@ -334,28 +408,23 @@ pub struct ReferenceGrant {
 
 /// Who refers.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct GrantFrom {
     /// `group`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub group: String,
     /// `kind`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub kind: String,
     /// `namespace`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub namespace: String,
 }
 
 /// To what.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct GrantTo {
     /// `group`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub group: String,
     /// `kind`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub kind: String,
     /// `name`.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,12 +1,12 @@
 //! HTTPRoute and GRPCRoute with their matches, filters and references.
-use super::ObjectRef;
+use super::{DefaultScope, LocalObjectRef};
 use crate::crd::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a route attaches to.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct ParentRef {
     /// Absent: `gateway.networking.k8s.io`; empty: core (a Service).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -15,7 +15,6 @@ pub struct ParentRef {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// `name`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// `namespace`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,8 +41,8 @@ pub struct HttpRoute {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<HttpRouteRule>,
     /// `useDefaultGateways`.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub use_default_gateways: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_default_gateways: Option<DefaultScope>,
 }
 
 /// A rule.
@@ -121,16 +120,14 @@ pub enum PathMatchType {
 
 /// A header or query parameter.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct ValueMatch {
     /// `type`.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<ValueMatchType>,
     /// `name`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// `value`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub value: String,
 }
 
@@ -149,7 +146,7 @@ pub enum ValueMatchType {
 
 /// A backend with its weight.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct BackendRef {
     /// Absent: core.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,7 +155,6 @@ pub struct BackendRef {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// `name`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// `namespace`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -170,13 +166,40 @@ pub struct BackendRef {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
     /// `filters`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filters: Vec<RouteFilter>,
+}
+
+/// A backend without a share: where copies go, or who is asked.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendObjectRef {
+    /// Absent: core.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Absent: `Service`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// `name`.
+    pub name: String,
+    /// `namespace`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// `port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+impl From<BackendObjectRef> for BackendRef {
+    fn from(r: BackendObjectRef) -> Self {
+        let BackendObjectRef { group, kind, name, namespace, port } = r;
+        Self { group, kind, name, namespace, port, weight: None, filters: vec![] }
+    }
 }
 
 /// A step of processing.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct RouteFilter {
     /// `type`.
     #[serde(rename = "type")]
@@ -204,7 +227,7 @@ pub struct RouteFilter {
     pub external_auth: Option<ExternalAuth>,
     /// `extensionRef`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub extension_ref: Option<ObjectRef>,
+    pub extension_ref: Option<LocalObjectRef>,
 }
 
 /// Kinds of filters.
@@ -255,22 +278,20 @@ pub struct HeaderModifier {
 
 /// A header.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct HeaderPair {
     /// `name`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// `value`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub value: String,
 }
 
 /// A copy.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct RequestMirror {
     /// `backendRef`.
-    pub backend_ref: BackendRef,
+    pub backend_ref: BackendObjectRef,
     /// `percent`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub percent: Option<u32>,
@@ -281,7 +302,7 @@ pub struct RequestMirror {
 
 /// A share.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct Fraction {
     /// `numerator`.
     pub numerator: u32,
@@ -325,7 +346,7 @@ pub struct UrlRewrite {
 
 /// Change of a path.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct PathModifier {
     /// `type`.
     #[serde(rename = "type")]
@@ -377,13 +398,12 @@ pub struct Cors {
 
 /// Ask an authorization service.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct ExternalAuth {
-    /// HTTP or GRPC.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub protocol: String,
+    /// `protocol`.
+    pub protocol: AuthProtocol,
     /// `backendRef`.
-    pub backend_ref: BackendRef,
+    pub backend_ref: BackendObjectRef,
     /// `grpc`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grpc: Option<GrpcAuth>,
@@ -393,6 +413,17 @@ pub struct ExternalAuth {
     /// `forwardBody`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forward_body: Option<ForwardBody>,
+}
+
+/// How an authorization service is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum AuthProtocol {
+    #[default]
+    /// `HTTP`.
+    Http,
+    /// `GRPC`.
+    Grpc,
 }
 
 /// gRPC authorization.
@@ -468,9 +499,9 @@ pub struct SessionPersistence {
     /// `idleTimeout`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<Duration>,
-    /// `Cookie` or `Header`.
-    #[serde(rename = "type", skip_serializing_if = "String::is_empty")]
-    pub kind: String,
+    /// `type`.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<SessionType>,
     /// `cookieConfig`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cookie_config: Option<CookieConfig>,
@@ -482,13 +513,33 @@ pub struct SessionPersistence {
     pub header: Option<SessionHeader>,
 }
 
+/// What names a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+pub enum SessionType {
+    #[default]
+    /// `Cookie`.
+    Cookie,
+    /// `Header`.
+    Header,
+}
+
+/// How long a cookie lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+pub enum CookieLifetime {
+    #[default]
+    /// `Session`.
+    Session,
+    /// `Permanent`.
+    Permanent,
+}
+
 /// Cookie life, older form.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CookieConfig {
     /// `lifetimeType`.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub lifetime_type: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lifetime_type: Option<CookieLifetime>,
 }
 
 /// Session by cookie.
@@ -502,16 +553,15 @@ pub struct SessionCookie {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub path: String,
     /// `lifetimeType`.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub lifetime_type: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lifetime_type: Option<CookieLifetime>,
 }
 
 /// Session by header.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct SessionHeader {
     /// `name`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
 }
 
@@ -529,8 +579,8 @@ pub struct GrpcRoute {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<GrpcRouteRule>,
     /// `useDefaultGateways`.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub use_default_gateways: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_default_gateways: Option<DefaultScope>,
 }
 
 /// A rule.

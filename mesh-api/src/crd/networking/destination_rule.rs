@@ -152,6 +152,9 @@ pub struct LoadBalancer {
     /// `consistentHash`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consistent_hash: Option<ConsistentHash>,
+    /// `backendUtilization`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend_utilization: Option<BackendUtilization>,
     /// `localityLbSetting`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locality_lb_setting: Option<LocalityLb>,
@@ -232,13 +235,12 @@ pub struct HttpCookie {
 
 /// An attribute of a made cookie.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct CookieAttribute {
     /// `name`.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// `value`.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub value: String,
 }
 
@@ -258,6 +260,27 @@ pub struct Maglev {
     /// A prime.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table_size: Option<u64>,
+}
+
+/// Weights from the load that endpoints report (ORCA).
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BackendUtilization {
+    /// `weightStabilizationPeriod`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_stabilization_period: Option<Duration>,
+    /// `weightExpirationPeriod`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_expiration_period: Option<Duration>,
+    /// `weightUpdatePeriod`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_update_period: Option<Duration>,
+    /// `errorUtilizationPenaltyPercent`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_utilization_penalty_percent: Option<u32>,
+    /// `metricNamesForComputingUtilization`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub metric_names_for_computing_utilization: Vec<String>,
 }
 
 /// Preference by locality.
@@ -475,6 +498,9 @@ pub struct OutlierDetection {
     /// `outlierDetectionHttpErrorCodes`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub outlier_detection_http_error_codes: Vec<u16>,
+    /// `failurePercentageThreshold`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure_percentage_threshold: Option<u32>,
 }
 
 /// TLS towards the upstream.
@@ -507,6 +533,9 @@ pub struct ClientTls {
     /// `caCrl`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub ca_crl: String,
+    /// `caCertCredentialName`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub ca_cert_credential_name: String,
 }
 
 /// TLS mode of a client.

@@ -111,6 +111,12 @@ pub struct ServerTls {
     /// `insecureSkipVerify`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub insecure_skip_verify: Option<bool>,
+    /// `ecdhCurves`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ecdh_curves: Vec<String>,
+    /// `alpnProtocols`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alpn_protocols: Vec<String>,
 }
 
 /// One of several certificates.

@@ -29,17 +29,18 @@ pub struct Sidecar {
 
 /// An inbound port.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct IngressListener {
     /// `port`.
     pub port: SidecarPort,
     /// `bind`.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub bind: String,
     /// `captureMode`.
+    #[serde(default)]
     pub capture_mode: CaptureMode,
     /// `127.0.0.1:P`, `0.0.0.0:P`, `[::1]:P`, `unix://PATH`.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub default_endpoint: String,
     /// `tls`.
     #[serde(skip_serializing_if = "Option::is_none")]

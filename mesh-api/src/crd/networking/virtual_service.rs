@@ -5,6 +5,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// Begin of a header's name in a match that looks at a claim of the token instead.
+pub const CLAIMS: &str = "@request.auth.claims";
+
 /// Routes requests for hosts.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -261,7 +264,7 @@ pub enum RedirectPortSelection {
 
 /// A fixed answer.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct DirectResponse {
     /// HTTP status, 200..=599.
     pub status: u16,

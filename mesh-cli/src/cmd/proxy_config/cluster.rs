@@ -3,14 +3,13 @@
 use mesh_api::names::ClusterName;
 use serde_json::Value;
 
-use super::{Dump, origin, str_at};
+use super::{Dump, cause, service_of, str_at};
 use crate::args::PartArgs;
 use crate::output::Table;
 
-/// SERVICE FQDN, PORT, SUBSET, DIRECTION, TYPE, DESTINATION RULE.
+/// SERVICE FQDN, PORT, SUBSET, DIRECTION, TYPE, DESTINATION RULE; without a rule, the service that is the cause.
 pub fn view(dump: &Dump, args: &PartArgs) -> (Table, Vec<Value>) {
-    let lists = [("static_clusters", "/cluster"), ("dynamic_active_clusters", "/cluster")];
-    let mut all = dump.resources("ClustersConfigDump", &lists);
+    let mut all = dump.clusters();
     all.sort_by_key(|c| str_at(c, "/name"));
     all.retain(|c| wanted(str_at(c, "/name"), args));
     let mut table = Table::new(&["SERVICE FQDN", "PORT", "SUBSET", "DIRECTION", "TYPE", "DESTINATION RULE"]);
@@ -21,8 +20,7 @@ pub fn view(dump: &Dump, args: &PartArgs) -> (Table, Vec<Value>) {
             ("", other) => other,
             (kind, _) => kind,
         };
-        let cause = origin(cluster);
-        let cause = cause.strip_prefix("destination-rule ").unwrap_or(&cause).to_owned();
+        let cause = Some(cause(cluster, "DestinationRule")).filter(|c| c != "-").unwrap_or_else(|| service_of(cluster));
         let dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
         match ClusterName::parse(name) {
             Some(n) => table.row([

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Dump, address, list_at, origin, str_at};
+use super::{Dump, address, cause, list_at, str_at};
 use crate::args::PartArgs;
 use crate::output::Table;
 
@@ -24,7 +24,7 @@ pub fn view(dump: &Dump, args: &PartArgs) -> (Table, Vec<Value>) {
         let port = port.map_or_else(|| "-".to_owned(), |p| p.to_string());
         let fallback = listener.get("default_filter_chain");
         for chain in list_at(listener, "/filter_chains").chain(fallback) {
-            let cause = Some(origin(chain)).filter(|o| !o.is_empty()).unwrap_or_else(|| origin(listener));
+            let cause = Some(cause(chain, "")).filter(|c| c != "-").unwrap_or_else(|| cause(listener, ""));
             table.row([ip.clone(), port.clone(), matching(chain), destination(chain), cause]);
         }
     }

@@ -7,13 +7,15 @@ mod listener;
 mod route;
 mod secret;
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 
+use mesh_control::source::object::Kind;
 use serde_json::{Value, json};
 
 use crate::args::{ConfigArgs, Format, Part, PartArgs};
-use crate::client;
-use crate::exit::{Failure, NEGATIVE, Outcome, UNPARSABLE};
+use crate::client::Server;
+use crate::exit::{Failure, NEGATIVE, Outcome, UNPARSABLE, USAGE};
 use crate::output::{Table, print, structured};
 
 /// Prints one part, or all.
@@ -27,7 +29,7 @@ pub fn run(args: &ConfigArgs) -> Outcome {
         Part::Bootstrap(a) => ("bootstrap", a),
         Part::All(a) => ("all", a),
     };
-    let dump = Dump::read(options)?;
+    let dump = Dump::read(part, options)?;
     let wanted = |name: &str| part == name || part == "all";
     let mut blocks = Vec::new();
     let mut whole = serde_json::Map::new();
@@ -63,28 +65,68 @@ pub fn run(args: &ConfigArgs) -> Outcome {
 /// A table and what it was made of.
 type View = fn(&Dump, &PartArgs) -> (Table, Vec<Value>);
 
-/// A config_dump.
+/// Header by which our control plane names a proxy's admin server.
+const ADMIN_HEADER: &str = "x-proxy-admin";
+
+/// A config_dump, and what only the proxy itself knows beside it.
+#[derive(Default)]
 struct Dump {
     configs: Vec<Value>,
+    /// Its `/clusters`: which endpoints are ejected.
+    health: Option<Value>,
+    /// Its `/certs`: certificates that it made itself and never shows in a dump.
+    certificates: Option<Value>,
 }
 
 impl Dump {
-    fn read(args: &PartArgs) -> Result<Self, Failure> {
-        let value = match (&args.file, &args.admin, &args.proxy) {
-            (Some(file), ..) => {
-                let fail = |e: &dyn std::fmt::Display| Failure::new(UNPARSABLE, format!("{}: {e}", file.display()));
-                let text = std::fs::read_to_string(file).map_err(|e| fail(&e))?;
-                serde_json::from_str(&text).map_err(|e| fail(&e))?
-            }
-            (None, Some(admin), _) => client::json(admin, "/config_dump?include_eds")?,
-            (None, None, Some(proxy)) => {
-                client::json(&args.control.control, &format!("/debug/config_dump?proxyID={proxy}"))?
-            }
-            (None, None, None) => return Err(Failure::new(NEGATIVE, "name a proxy, --admin or --file")),
+    fn read(part: &str, args: &PartArgs) -> Result<Self, Failure> {
+        if let Some(file) = &args.file {
+            let fail = |e: &dyn std::fmt::Display| Failure::new(UNPARSABLE, format!("{}: {e}", file.display()));
+            let text = std::fs::read_to_string(file).map_err(|e| fail(&e))?;
+            return Self::of(&serde_json::from_str(&text).map_err(|e| fail(&e))?);
+        }
+        if let Some(admin) = &args.admin {
+            return Self::of_proxy(part, &Server::admin(admin));
+        }
+        let Some(proxy) = &args.proxy else {
+            return Err(Failure::new(USAGE, "name a proxy, --admin or --file"));
         };
+        let control = Server::control(&args.control);
+        let path = format!("/debug/config_dump?proxyID={proxy}");
+        if matches!(part, "secrets" | "endpoints" | "bootstrap" | "all")
+            && let Some(admin) = admin_of(&control, &path)?
+        {
+            match Self::of_proxy(part, &admin) {
+                Ok(dump) if dump.is_of(proxy) => return Ok(dump),
+                Ok(_) => anstream::eprintln!("{} is the admin server of another proxy", admin.address()),
+                Err(why) => anstream::eprintln!("the control plane is asked instead of the proxy: {}", why.message),
+            }
+        }
+        Self::of(&control.json(&path)?)
+    }
+
+    fn of(value: &Value) -> Result<Self, Failure> {
         let configs = value.get("configs").and_then(Value::as_array).cloned();
         let configs = configs.ok_or_else(|| Failure::new(UNPARSABLE, "this is not a config_dump: no \"configs\""))?;
-        Ok(Self { configs })
+        Ok(Self { configs, ..Self::default() })
+    }
+
+    /// What the proxy itself tells.
+    fn of_proxy(part: &str, admin: &Server) -> Result<Self, Failure> {
+        let mut dump = Self::of(&admin.json("/config_dump?include_eds")?)?;
+        if matches!(part, "endpoints" | "all") {
+            dump.health = Some(admin.json("/clusters?format=json")?);
+        }
+        if matches!(part, "secrets" | "all") {
+            dump.certificates = Some(admin.json("/certs")?);
+        }
+        Ok(dump)
+    }
+
+    /// It is that of the proxy NAME.NAMESPACE.
+    fn is_of(&self, proxy: &str) -> bool {
+        let node = self.section("BootstrapConfigDump").map(|s| str_at(s, "/bootstrap/node/id")).unwrap_or_default();
+        node == proxy || node.split('~').nth(2) == Some(proxy)
     }
 
     fn section(&self, kind: &str) -> Option<&Value> {
@@ -99,6 +141,21 @@ impl Dump {
             items.filter_map(|item| item.pointer(path)).collect::<Vec<_>>()
         };
         lists.iter().flat_map(of).collect()
+    }
+}
+
+impl Dump {
+    /// All clusters.
+    fn clusters(&self) -> Vec<&Value> {
+        self.resources(
+            "ClustersConfigDump",
+            &[("static_clusters", "/cluster"), ("dynamic_active_clusters", "/cluster")],
+        )
+    }
+
+    /// The services behind clusters, by their names.
+    fn services(&self) -> HashMap<&str, String> {
+        self.clusters().into_iter().map(|c| (str_at(c, "/name"), service_of(c))).collect()
     }
 }
 
@@ -121,22 +178,53 @@ fn address(value: &Value) -> (String, Option<u64>) {
     )
 }
 
-/// The object that caused a resource: `KIND NAME.NAMESPACE`, from the metadata that control planes leave.
-fn origin(resource: &Value) -> String {
+/// Where a control plane says that the proxy's admin server is. Only on this machine is that to be believed, and of use.
+fn admin_of(control: &Server, path: &str) -> Result<Option<Server>, Failure> {
+    if !control.is_local() {
+        return Ok(None);
+    }
+    // No type has this name: only the head of the answer is wanted.
+    let answer = control.good(&format!("{path}&types=none"))?;
+    Ok(answer.header(ADMIN_HEADER).map(Server::admin).filter(Server::is_local))
+}
+
+/// The object that caused a resource, from the metadata that control planes leave: `NAME.NAMESPACE (KIND)`, without the
+/// kind when it is the one that the column is for; `-` when there is none.
+fn cause(resource: &Value, expected: &str) -> String {
     let path = str_at(resource, "/metadata/filter_metadata/istio/config");
     // /apis/GROUP/VERSION/namespaces/NS/KIND/NAME
     let mut parts = path.rsplit('/');
     match (parts.next(), parts.next(), parts.next()) {
-        (Some(name), Some(kind), Some(namespace)) if !name.is_empty() => format!("{kind} {name}.{namespace}"),
-        _ => String::new(),
+        (Some(name), Some(word), Some(namespace)) if !name.is_empty() => {
+            // `http-route` is HTTPRoute, `kubernetes-gateway` the Gateway API's Gateway.
+            let plain = word.replace("kubernetes-", "").replace('-', "");
+            let kind = Kind::ALL.into_iter().find(|k| k.name().eq_ignore_ascii_case(&plain)).map_or(word, |k| k.name());
+            named(name, namespace, kind, expected)
+        }
+        _ => "-".to_owned(),
     }
+}
+
+/// The Service or ServiceEntry that a cluster stands for.
+fn service_of(cluster: &Value) -> String {
+    let Some(service) = list_at(cluster, "/metadata/filter_metadata/istio/services").next() else {
+        return "-".to_owned();
+    };
+    let (host, name, namespace) = (str_at(service, "/host"), str_at(service, "/name"), str_at(service, "/namespace"));
+    // Kubernetes' hosts are made of the name; of a ServiceEntry the host is all that is told.
+    let kind = if host.starts_with(&format!("{name}.{namespace}.svc.")) { "Service" } else { "ServiceEntry" };
+    named(name, namespace, kind, "")
+}
+
+fn named(name: &str, namespace: &str, kind: &str, expected: &str) -> String {
+    if kind == expected { format!("{name}.{namespace}") } else { format!("{name}.{namespace} ({kind})") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn options() -> PartArgs {
+    pub fn options() -> PartArgs {
         use clap::Parser as _;
         let words = ["meshctl", "pc", "cluster", "web.shop"];
         match crate::args::Args::try_parse_from(words).unwrap().command {
@@ -148,35 +236,70 @@ mod tests {
     fn dump() -> Dump {
         let text = include_str!("testdata/config_dump.json");
         let value: Value = serde_json::from_str(text).unwrap();
-        Dump { configs: value["configs"].as_array().unwrap().clone() }
+        Dump::of(&value).unwrap()
+    }
+
+    fn trimmed(text: &str) -> Vec<String> {
+        text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
     }
 
     #[test]
     fn tables_have_istioctls_columns_and_the_cause() {
         let (options, dump) = (options(), dump());
-        let show = |view: View| view(&dump, &options).0.render();
-        let expected = "\
-SERVICE FQDN                      PORT   SUBSET   DIRECTION   TYPE     DESTINATION RULE
-BlackHoleCluster                  -      -        -           STATIC   \n\
-catalog.shop.svc.cluster.local    80     v2       outbound    EDS      catalog.shop";
-        let trimmed =
-            |s: &str| s.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>();
-        assert_eq!(trimmed(&show(cluster::view)), trimmed(expected));
+        let show = |view: View| trimmed(&view(&dump, &options).0.render());
         assert_eq!(
-            trimmed(&show(listener::view)),
-            trimmed("ADDRESSES PORT MATCH DESTINATION SOURCE\n0.0.0.0 8080 ALL Route: http.8080 gateway ingress.shop")
+            show(cluster::view),
+            [
+                "SERVICE FQDN PORT SUBSET DIRECTION TYPE DESTINATION RULE",
+                "BlackHoleCluster - - - STATIC -",
+                "a.test 443 - outbound STRICT_DNS a.test.shop (ServiceEntry)",
+                "catalog.shop.svc.cluster.local 80 v2 outbound EDS catalog.shop",
+                "forum.shop.svc.cluster.local 80 - outbound EDS forum.shop (Service)",
+            ]
         );
         assert_eq!(
-            trimmed(&show(route::view)),
-            trimmed(
-                "NAME VHOST NAME DOMAINS MATCH VIRTUAL SERVICE\n80 catalog.shop.svc.cluster.local:80 catalog, 10.0.0.1 /* catalog.shop"
-            )
+            show(listener::view),
+            ["ADDRESSES PORT MATCH DESTINATION SOURCE", "0.0.0.0 8080 ALL Route: http.8080 ingress.shop (Gateway)",]
         );
         assert_eq!(
-            trimmed(&show(endpoint::view)),
-            trimmed(
-                "ENDPOINT STATUS OUTLIER CHECK CLUSTER\n127.0.0.4:8080 HEALTHY OK outbound|80|v2|catalog.shop.svc.cluster.local"
-            )
+            show(route::view),
+            [
+                "NAME VHOST NAME DOMAINS MATCH VIRTUAL SERVICE",
+                "80 catalog.shop.svc.cluster.local:80 catalog, 10.0.0.1 /* catalog.shop",
+                "80 catalog.shop.svc.cluster.local:80 catalog, 10.0.0.1 /api* catalog.shop (HTTPRoute)",
+                "80 forum.shop.svc.cluster.local:80 forum /* forum.shop (Service)",
+            ]
         );
+        assert_eq!(
+            show(endpoint::view),
+            [
+                "ENDPOINT STATUS OUTLIER CHECK CLUSTER SOURCE",
+                "127.0.0.4:8080 HEALTHY - outbound|80|v2|catalog.shop.svc.cluster.local catalog.shop (Service)",
+            ]
+        );
+    }
+
+    #[test]
+    fn ejected_endpoints_are_known_by_the_proxy_alone() {
+        let host = |ip: &str, failed: bool| {
+            json!({"address": {"socket_address": {"address": ip, "port_value": 8080}},
+                   "health_status": {"failed_outlier_check": failed}})
+        };
+        let name = "outbound|80|v2|catalog.shop.svc.cluster.local";
+        let shown = |failed| {
+            let health = json!({"cluster_statuses": [{"name": name, "host_statuses": [host("127.0.0.4", failed)]}]});
+            let dump = Dump { health: Some(health), ..dump() };
+            trimmed(&endpoint::view(&dump, &options()).0.render())[1].clone()
+        };
+        assert!(shown(true).contains(" FAILED "));
+        assert!(shown(false).contains(" OK "));
+    }
+
+    #[test]
+    fn a_dump_of_another_proxy_is_known_by_its_node() {
+        let section =
+            json!({"@type": "x.BootstrapConfigDump", "bootstrap": {"node": {"id": "sidecar~1.2.3.4~web.shop~d"}}});
+        let dump = Dump { configs: vec![section], ..Dump::default() };
+        assert!(dump.is_of("web.shop") && !dump.is_of("web.bank"));
     }
 }

@@ -2,25 +2,27 @@
 
 use serde_json::Value;
 
-use super::{Dump, list_at, origin, str_at};
+use super::{Dump, cause, list_at, str_at};
 use crate::args::PartArgs;
 use crate::output::Table;
 
-/// NAME, VHOST NAME, DOMAINS, MATCH, VIRTUAL SERVICE.
+/// NAME, VHOST NAME, DOMAINS, MATCH, VIRTUAL SERVICE; without such an object, the service that the route leads to.
 pub fn view(dump: &Dump, args: &PartArgs) -> (Table, Vec<Value>) {
     let lists = [("static_route_configs", "/route_config"), ("dynamic_route_configs", "/route_config")];
     let mut all = dump.resources("RoutesConfigDump", &lists);
     all.sort_by_key(|r| str_at(r, "/name"));
     all.retain(|r| args.name.as_deref().is_none_or(|n| n == str_at(r, "/name")));
     let mut table = Table::new(&["NAME", "VHOST NAME", "DOMAINS", "MATCH", "VIRTUAL SERVICE"]);
+    let services = dump.services();
     for config in &all {
         for host in list_at(config, "/virtual_hosts") {
             let domains: Vec<&str> = list_at(host, "/domains").filter_map(Value::as_str).collect();
             let shown = domains_shown(&domains);
             let routes: Vec<&Value> = list_at(host, "/routes").collect();
             for route in &routes {
-                let cause = origin(route);
-                let cause = cause.strip_prefix("virtual-service ").unwrap_or(&cause).to_owned();
+                let service = || services.get(str_at(route, "/route/cluster")).cloned();
+                let cause = Some(cause(route, "VirtualService")).filter(|c| c != "-").or_else(service);
+                let cause = cause.unwrap_or_else(|| "-".to_owned());
                 let name = str_at(config, "/name").to_owned();
                 table.row([name, str_at(host, "/name").to_owned(), shown.clone(), matching(route), cause]);
             }

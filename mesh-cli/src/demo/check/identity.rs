@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::{SLACK, Verdict, copy_sample, journey, stop, within};
+use super::{EFFECTIVE, SLACK, Verdict, copy_sample, journey, stop, within};
 use crate::demo::http;
 use crate::demo::manifests::write_file;
 use crate::demo::mesh::Mesh;
@@ -73,7 +73,7 @@ spec:
     write_file(&mesh.plan.config_dir(), "imposter.yaml", &text)?;
     let proxy = format!("http://{}:{OUTBOUND_PORT}/journey", webapp.ip);
     let host = format!("imposter.{NAMESPACE}.svc.cluster.local");
-    let refused = within(Duration::from_secs(5), "the refusal", async || {
+    let refused = within(SLACK * Duration::from_secs(5), "the refusal", async || {
         let request = ::http::Request::get(&proxy).header("host", &host);
         let answer = http::send(request).await?;
         anyhow::ensure!(answer.status != 200, "the imposter's answer came through: {}", answer.text());
@@ -90,8 +90,7 @@ spec:
 /// `deny-catalog.yaml` comes and goes.
 pub async fn denied(mesh: &Mesh) -> Verdict {
     copy_sample(mesh, "deny-catalog.yaml", "deny-catalog.yaml")?;
-    let patience = SLACK * Duration::from_secs(1);
-    let came = within(patience, "the denial", async || {
+    let came = within(EFFECTIVE, "the denial", async || {
         let (_, journey) = journey(mesh, None).await?;
         let problem = stop(&journey, "catalog").and_then(|c| c.problem.clone()).unwrap_or_default();
         anyhow::ensure!(problem.contains("403") && problem.contains("RBAC: access denied"), "catalog says {problem:?}");
@@ -100,7 +99,7 @@ pub async fn denied(mesh: &Mesh) -> Verdict {
     .await;
     std::fs::remove_file(mesh.plan.config_dir().join("deny-catalog.yaml"))?;
     let came = came?;
-    let went = within(patience, "the end of the denial", async || {
+    let went = within(EFFECTIVE, "the end of the denial", async || {
         let (status, _) = journey(mesh, None).await?;
         anyhow::ensure!(status == 200, "the page answers {status}");
         Ok(())

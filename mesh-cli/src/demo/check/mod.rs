@@ -3,6 +3,7 @@
 mod canary;
 mod identity;
 mod outage;
+mod resilience;
 mod rotation;
 
 use std::process::ExitCode;
@@ -16,7 +17,7 @@ use super::http;
 use super::mesh::Mesh;
 use super::plan::Plan;
 use crate::args::DemoArgs;
-use crate::exit::{self, Outcome};
+use crate::exit::{self, Failure, Outcome};
 use crate::output::{GREEN, RED};
 
 /// Requests a second while something is done to the mesh.
@@ -24,6 +25,13 @@ const RATE: u32 = 200;
 
 /// A machine that tests debug builds on few cores gets five times the time.
 const SLACK: u32 = if cfg!(debug_assertions) { 5 } else { 1 };
+
+/// When the page must be there.
+const FIRST_PAGE: Duration = Duration::from_secs(5 * SLACK as u64);
+/// When an edit must be in force.
+const EFFECTIVE: Duration = Duration::from_secs(SLACK as u64);
+/// When all proxies must be in sync with a control plane that was started.
+const IN_SYNC: Duration = Duration::from_secs(5 * SLACK as u64);
 
 /// What a check found: a figure or remark worth printing, or why it failed.
 type Verdict = anyhow::Result<String>;
@@ -33,6 +41,13 @@ pub async fn run(args: &DemoArgs) -> Outcome {
     let mut ending = Ending::listen().map_err(anyhow::Error::from)?;
     let begin = Instant::now();
     let plan = Plan::new(0, args.dir.as_deref(), args.concurrency)?;
+    if plan.reused {
+        let message = format!(
+            "{} holds the configuration of an earlier run, which the checks would trip over: name an empty folder",
+            plan.root().display()
+        );
+        return Err(Failure::new(exit::USAGE, message));
+    }
     let root = plan.root().to_owned();
     let keeps = plan.keeps_files();
     let mut mesh = Mesh::new(plan);
@@ -56,10 +71,10 @@ pub async fn run(args: &DemoArgs) -> Outcome {
 
 /// In order; each leaves the mesh as it found it. The first failure to start ends them all.
 async fn checks(mesh: &mut Mesh, begin: Instant) -> bool {
-    let check = Check::new("the first page comes within 5 s");
+    let check = Check::new(format!("the first page comes within {FIRST_PAGE:?}"));
     let started = mesh.start().await.and_then(|()| {
         let took = begin.elapsed();
-        anyhow::ensure!(took < 5 * SLACK * Duration::from_secs(1), "it took {took:.1?}");
+        anyhow::ensure!(took < FIRST_PAGE, "it took {took:.1?}");
         Ok(format!("{took:.1?}"))
     });
     if !check.end(started) {
@@ -76,9 +91,21 @@ async fn checks(mesh: &mut Mesh, begin: Instant) -> bool {
     all &= check.end(canary::by_header(mesh).await);
     let check = Check::new("a denied caller gets 403, and is served again when the policy is gone");
     all &= check.end(identity::denied(mesh).await);
-    let check = Check::new("canary 100/0 -> 90/10 -> 0/100 under load: no failure, split within 2 points, within 1 s");
+    let check = Check::new("mirrored requests arrive, and never delay the answer");
+    all &= check.end(resilience::mirror(mesh).await);
+    let check = Check::new("retries hide a backend that answers 503 to every third call");
+    all &= check.end(resilience::retries(mesh).await);
+    let check = Check::new("a backend that hangs meets the route's timeout: 504, UT");
+    all &= check.end(resilience::hangs(mesh).await);
+    let check = Check::new("a dead endpoint leaves the pool by outlier detection");
+    all &= check.end(resilience::dead_endpoint(mesh).await);
+    let check = Check::new(format!(
+        "canary 100/0 -> 90/10 -> 0/100 under load: no failure, split within 2 points, within {EFFECTIVE:?}"
+    ));
     all &= check.end(canary::shift(mesh).await);
-    let check = Check::new("control plane gone for 10 s under load: no failure, new proxies wait, in sync within 5 s");
+    let check = Check::new(format!(
+        "control plane gone for 10 s under load: no failure, new proxies wait, in sync within {IN_SYNC:?}"
+    ));
     all &= check.end(outage::survive(mesh).await);
     let check = Check::new("certificates rotated every 2 s for 20 s under load: no failure");
     all &= check.end(rotation::rotate(mesh).await);
@@ -87,11 +114,12 @@ async fn checks(mesh: &mut Mesh, begin: Instant) -> bool {
 
 /// A line of output.
 struct Check {
-    what: &'static str,
+    what: String,
 }
 
 impl Check {
-    fn new(what: &'static str) -> Self {
+    fn new(what: impl Into<String>) -> Self {
+        let what = what.into();
         if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
             eprintln!("      {what} ...");
         }

@@ -1,6 +1,7 @@
 //! Listeners of a gateway's servers.
 //!
-//! Owns chains by SNI, TLS contexts, TCP and TLS routes of VirtualServices on gateways. Must not know HTTP routes.
+//! Owns chains by SNI, TLS contexts, TCP and TLS routes of VirtualServices and of Gateway API on gateways. Must not know
+//! HTTP routes.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use mesh_api::{
 use super::{
     super::{
         filter_chain::{ChainEnv, HttpSpec, chain},
-        inbound,
+        inbound, l4_route,
         lookups::Lookups,
         outbound::{bare, detection_timeout, listener_name},
         server_tls,
@@ -108,7 +109,8 @@ fn server_chains(
         .enumerate()
         .map(|(i, rule)| {
             let mut matches = rule.matches();
-            if tls.is_some() {
+            // TLSRoutes say themselves which of the listener's names they are for.
+            if tls.is_some() && server.api.is_none() {
                 matches.server_names = server.server_names();
             }
             let mut out = chain(chain_name(i), matches, env.tcp(rule.proxy));
@@ -141,6 +143,9 @@ fn terminate(
 /// TCP rules behind terminated TLS or on plain TCP, TLS rules where TLS passes through.
 fn rules(request: Request<'_>, server: &Server, terminated: bool) -> Vec<TcpRule> {
     let Request { index, view, .. } = request;
+    if let Some(listener) = &server.api {
+        return l4_route::at_listener(request, listener);
+    }
     let virtual_services: Vec<&Arc<VirtualServiceEntry>> = index
         .gateway_virtual_services(&server.gateway, &view.namespace)
         .filter(|vs| !server.common_hosts(vs.namespace(), &vs.hosts).is_empty())

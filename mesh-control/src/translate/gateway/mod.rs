@@ -9,4 +9,4 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use self::{listener::listeners, table::generate as routes};
+pub use self::{listener::listeners, server::listener_tls, table::generate as routes};

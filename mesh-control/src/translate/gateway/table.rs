@@ -3,7 +3,7 @@
 //! Owns virtual hosts of VirtualServices and of Gateway API's routes side by side. Must not know chains.
 
 use indexmap::IndexMap;
-use mesh_api::model::{Name, Origin, RequireTls, Route, RouteConfig, VirtualHost};
+use mesh_api::model::{Name, Origin, PathMatch, RequireTls, Route, RouteConfig, VirtualHost};
 
 use super::{
     super::{
@@ -17,6 +17,7 @@ use super::{
     },
     server::{Group, Server, groups},
 };
+use crate::source::object::Kind;
 
 /// A route configuration by name.
 pub fn generate(request: Request<'_>, name: &str) -> Option<RouteConfig> {
@@ -41,7 +42,7 @@ fn table(request: Request<'_>, name: &str, listens: u16, servers: &[&Server]) ->
     let attachable = if servers.iter().any(|s| s.api.is_some()) { all_routes(request.index) } else { vec![] };
     for server in servers {
         match &server.api {
-            Some((gateway, listener)) => {
+            Some(listener) => {
                 let env = RouteEnv {
                     index: request.index,
                     destinations: &Lookups(request),
@@ -50,7 +51,7 @@ fn table(request: Request<'_>, name: &str, listens: u16, servers: &[&Server]) ->
                     mesh: false,
                 };
                 for route in &attachable {
-                    let common = attached_hosts(request.index, gateway, listener, route);
+                    let common = attached_hosts(request.index, listener, route);
                     of_route(route, common, &env, &mut hosts);
                 }
             }
@@ -119,14 +120,27 @@ fn of_virtual_services(request: Request<'_>, server: &Server, hosts: &mut IndexM
             forwarded_host: true,
             destinations: &lookups,
         };
-        let routes = routes(&resolve(index, vs), RuleOrigin { name: &vs.object.key.name, config: &config }, &env);
+        let mut routes = routes(&resolve(index, vs), RuleOrigin { name: &vs.object.key.name, config: &config }, &env);
+        if vs.object.key.kind == Kind::Ingress {
+            routes.iter_mut().for_each(|r| by_segments(&mut r.matches.path));
+        }
         for host in common {
             let slot = hosts.entry(host).or_default();
             if slot.routes.is_empty() {
                 slot.origin = Origin { config: config.clone() };
             }
             slot.routes.extend(routes.iter().cloned());
+            slot.redirect |= server.redirects();
         }
+    }
+}
+
+/// Prefixes of Ingresses end where a segment of the path does.
+fn by_segments(path: &mut PathMatch) {
+    if let PathMatch::Prefix(prefix) = path
+        && &**prefix != "/"
+    {
+        *path = PathMatch::PathSeparatedPrefix(prefix.trim_end_matches('/').into());
     }
 }
 

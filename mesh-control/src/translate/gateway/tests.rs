@@ -1,8 +1,8 @@
 //! Gateways from manifests to listeners and routes.
 
 use mesh_api::model::{
-    Action, FilterChain, Forward, Listener, NetworkFilter, RequireTls, Route, RouteConfig, RouteSource, Target,
-    VirtualHost,
+    Action, FilterChain, Forward, Listener, NetworkFilter, PathMatch, RequireTls, Route, RouteConfig, RouteSource,
+    Target, VirtualHost,
 };
 
 use super::super::{
@@ -37,6 +37,7 @@ fn listeners(yaml: &str) -> Vec<Listener> {
             telemetry: &plan.client,
             mesh: r.index.mesh(),
             settings: &r.view.proxy_config,
+            authentication: None,
             authorization: None,
         };
         super::listeners(*r, &env)
@@ -149,6 +150,14 @@ fn https_redirect_and_nothing_routed() {
     );
     let c = routes(&yaml, "http.80").unwrap();
     assert_eq!(host(&c, "a.test:80").require_tls, RequireTls::All);
+    let all =
+        gateway("gw1", "[{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*'], tls: {httpsRedirect: true}}]")
+            + &virtual_service(
+                "a",
+                "{hosts: [a.test], gateways: [infra/gw1], http: [{route: [{destination: {host: web}}]}]}",
+            );
+    let c = routes(&all, "http.80").unwrap();
+    assert_eq!(host(&c, "a.test:80").require_tls, RequireTls::All, "a host below that of the server");
     let yaml = gateway("gw1", "[{port: {number: 80, name: http, protocol: HTTP}, hosts: [a.test]}]");
     let c = routes(&yaml, "http.80").unwrap();
     assert!(host(&c, "blackhole:80").routes.is_empty());
@@ -301,4 +310,16 @@ fn grpc_routes_match_methods() {
     let c = routes(&yaml, "http.80").unwrap();
     let paths: Vec<String> = c.virtual_hosts[0].routes.iter().map(|r| format!("{:?}", r.matches.path)).collect();
     assert_eq!(paths, ["Exact(\"/a.B/C\")", "Prefix(\"/a.B/\")", "Regex(\"/[^/]+/D\")"]);
+}
+
+#[test]
+fn ingresses_route_by_segments_and_are_the_cause() {
+    let yaml = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: '{ingressControllerMode: DEFAULT, ingressSelector: ingress}'}\n---\napiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: edge, namespace: shop}\nspec: {rules: [{host: a.test, http: {paths: [{path: /a/, pathType: Prefix, backend: {service: {name: web, port: {name: http}}}}, {path: /, pathType: Prefix, backend: {service: {name: web, port: {number: 80}}}}]}}]}\n";
+    let config = routes(yaml, "http.80").unwrap();
+    let host = host(&config, "a.test:80");
+    let paths: Vec<&PathMatch> = host.routes.iter().map(|r| &r.matches.path).collect();
+    assert_eq!(paths, [&PathMatch::PathSeparatedPrefix("/a".into()), &PathMatch::Prefix("/".into())]);
+    assert_eq!(target(&host.routes[0]), "outbound|80||web.shop.svc.cluster.local");
+    assert_eq!(&*host.routes[0].origin.config, "/apis/networking.k8s.io/v1/namespaces/shop/ingress/edge");
+    assert_eq!(listeners(yaml)[0].filter_chains.len(), 1);
 }

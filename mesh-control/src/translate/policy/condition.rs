@@ -32,6 +32,11 @@ impl TrustDomains {
         Self(names.iter().map(|n| (*n).to_owned()).collect())
     }
 
+    /// Every name of a trust domain that is the own one.
+    fn same(&self, domain: &str) -> Vec<String> {
+        if self.0.iter().any(|d| d == domain) { self.0.clone() } else { vec![domain.to_owned()] }
+    }
+
     /// A principal under every name of the own trust domain; `cluster.local` always means the own.
     fn expand(&self, principal: &str) -> Vec<String> {
         match principal.split_once('/') {
@@ -91,7 +96,10 @@ impl<'a> Condition<'a> {
                 } else if let Some(path) = inner("request.auth.claims") {
                     Self::RequestClaim(path)
                 } else {
-                    let (filter, rest) = key.strip_prefix("experimental.envoy.filters.")?.split_once('[')?;
+                    let (filter, rest) = key.strip_prefix("experimental.")?.split_once('[')?;
+                    if !filter.starts_with("envoy.filters.") {
+                        return None;
+                    }
                     Self::FilterMetadata(filter, rest.strip_suffix(']')?)
                 }
             }
@@ -145,9 +153,13 @@ impl<'a> Condition<'a> {
             Self::SourceServiceAccount => {
                 let (namespace, account) = value.split_once('/').unwrap_or((namespace, value));
                 let (ns, sa) = (pattern(namespace), pattern(account));
-                identity(StringMatcher::regex(format!("spiffe://.+/ns/{ns}/sa/{sa}")))
+                // An identity may say more between and after the two.
+                identity(StringMatcher::regex(format!("spiffe://.+/ns/{ns}/(.+/|)sa/{sa}(/.+)?")))
             }
-            Self::SourceTrustDomain => identity(StringMatcher::regex(format!("spiffe://{}/.*", pattern(value)))),
+            Self::SourceTrustDomain => {
+                let one = |v: &String| StringMatcher::regex(format!("spiffe://{}/.*", pattern(v)));
+                Ok(Some(domains.same(value).iter().map(|v| Principal::Authenticated(Some(one(v)))).collect()))
+            }
             Self::SourceIp => Ok(Some(vec![Principal::DirectRemoteIp(block(value)?)])),
             Self::RemoteIp => Ok(Some(vec![Principal::RemoteIp(block(value)?)])),
             Self::RequestPrincipal => http(request_principal(value)),
@@ -252,7 +264,10 @@ mod tests {
     fn keys_of_when() {
         assert_eq!(Condition::of_key("request.headers[X-A]"), Some(Condition::RequestHeader("X-A")));
         assert_eq!(Condition::of_key("request.auth.claims[a][b]"), Some(Condition::RequestClaim("[a][b]")));
-        assert_eq!(Condition::of_key("experimental.envoy.filters.a.b[k]"), Some(Condition::FilterMetadata("a.b", "k")));
+        assert_eq!(
+            Condition::of_key("experimental.envoy.filters.a.b[k]"),
+            Some(Condition::FilterMetadata("envoy.filters.a.b", "k"))
+        );
         assert_eq!(Condition::of_key("request.mood"), None);
         assert!(Condition::DestinationIp.permission("nonsense", Side::Http).is_err());
     }

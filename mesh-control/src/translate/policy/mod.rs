@@ -5,13 +5,17 @@
 //! stands in [`condition`].
 
 mod condition;
+mod provider;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_api::{
-    crd::security::{self as crd, PolicyAction},
+    crd::{
+        gateway_api,
+        security::{self as crd, PolicyAction},
+    },
     labels::{DRY_RUN, Labels},
-    model::{Name, Permission, Policy, Principal, Rbac, RbacAction, RbacFilter},
+    model::{ExtAuthz, Name, Permission, Policy, Principal, Rbac, RbacAction, RbacFilter},
 };
 
 use self::condition::{Condition, Side, TrustDomains};
@@ -20,16 +24,26 @@ use crate::{
     source::object::{Kind, Object, Spec},
 };
 
-/// Group of Gateway API.
-const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
-
 /// RBAC of a workload, for HTTP and for TCP chains.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Authorization {
+    /// CUSTOM, for requests: asked before anything else.
+    pub custom_http: Vec<Guard>,
+    /// CUSTOM, for connections.
+    pub custom_tcp: Vec<Guard>,
     /// For requests.
     pub http: Vec<RbacFilter>,
     /// For connections.
     pub tcp: Vec<RbacFilter>,
+}
+
+/// A filter of CUSTOM policies.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Guard {
+    /// Says which requests are asked about, or refuses them when nobody can be asked.
+    Rbac(RbacFilter),
+    /// Asks.
+    Ask(Box<ExtAuthz>),
 }
 
 /// Whom policies are asked for.
@@ -53,14 +67,21 @@ impl Authorization {
         let mut domains: Vec<&str> = vec![index.trust_domain()];
         domains.extend(index.mesh().trust_domain_aliases.iter().map(String::as_str));
         let domains = TrustDomains::new(&domains);
-        Self { http: filters(&policies, &domains, Side::Http), tcp: filters(&policies, &domains, Side::Tcp) }
+        Self {
+            custom_http: custom(index, &policies, &domains, Side::Http),
+            custom_tcp: custom(index, &policies, &domains, Side::Tcp),
+            http: filters(&policies, &domains, Side::Http),
+            tcp: filters(&policies, &domains, Side::Tcp),
+        }
     }
 
     /// Nothing is asked.
     pub fn is_empty(&self) -> bool {
-        self.http.is_empty() && self.tcp.is_empty()
+        self.http.is_empty() && self.tcp.is_empty() && self.custom_http.is_empty() && self.custom_tcp.is_empty()
     }
 }
+
+pub use provider::services as authorizers;
 
 /// A policy with the object it stands in.
 type Entry = (Arc<Object>, Arc<crd::AuthorizationPolicy>);
@@ -91,18 +112,55 @@ fn entry(object: &Arc<Object>) -> Option<Entry> {
 
 /// Whether a policy is attached to this Gateway of its namespace.
 pub fn is_gateway(target: &mesh_api::crd::TargetRef, gateway: &str) -> bool {
-    target.group == GATEWAY_GROUP && target.kind == "Gateway" && target.name == gateway
+    target.group == gateway_api::GROUP && target.kind == "Gateway" && target.name == gateway
 }
 
 fn filters(policies: &[Entry], domains: &TrustDomains, side: Side) -> Vec<RbacFilter> {
-    // Without a provider to ask, CUSTOM refuses what it would have asked for, as Istio does.
     let order = [
-        (PolicyAction::Custom, RbacAction::Deny, "deny"),
         (PolicyAction::Audit, RbacAction::Log, "audit"),
         (PolicyAction::Deny, RbacAction::Deny, "deny"),
         (PolicyAction::Allow, RbacAction::Allow, "allow"),
     ];
     order.into_iter().filter_map(|(of, action, word)| filter(policies, of, action, word, domains, side)).collect()
+}
+
+/// Whether a policy is only to be tried.
+fn is_dry(object: &Object) -> bool {
+    let word = object.meta.annotations.get(DRY_RUN).map(String::as_str);
+    matches!(word, Some("1" | "t" | "T" | "true" | "TRUE" | "True"))
+}
+
+/// Filters of CUSTOM policies, by provider: shadow rules, which tell what is to be asked about, and who asks. Rules whose
+/// provider is not to be had refuse. A policy that is only tried asks nobody: an authorizer may act upon a question.
+fn custom(index: &Index, policies: &[Entry], domains: &TrustDomains, side: Side) -> Vec<Guard> {
+    let mut by_provider: BTreeMap<&str, Vec<Policy>> = BTreeMap::new();
+    for (object, policy) in policies.iter().filter(|(o, p)| p.action == PolicyAction::Custom && !is_dry(o)) {
+        let provider = policy.provider.as_ref().map_or("", |p| p.name.as_str());
+        let named = rules(object, policy, RbacAction::Deny, domains, side)
+            .into_iter()
+            .map(|p| Policy { name: format!("{}{}", provider::mark(provider), p.name).into(), ..p });
+        by_provider.entry(provider).or_default().extend(named);
+    }
+    let mut out = Vec::new();
+    for (name, policies) in by_provider {
+        let rbac = |policies| Some(Rbac { action: RbacAction::Deny, policies: sorted(policies) });
+        let stat_prefix: Name = if side == Side::Tcp { "tcp.".into() } else { "".into() };
+        match provider::resolve(index, name, side) {
+            provider::Resolved::Ask(ask) => {
+                let shadow_prefix = provider::SHADOW_PREFIX.into();
+                let shadow_rules = rbac(policies);
+                out.push(Guard::Rbac(RbacFilter { stat_prefix, rules: None, shadow_rules, shadow_prefix }));
+                out.push(Guard::Ask(ask));
+            }
+            provider::Resolved::NotHere => {}
+            provider::Resolved::Missing => {
+                let refuse = |p: Policy| Policy { name: format!("{}{}", p.name, provider::BAD).into(), ..p };
+                let rules = rbac(policies.into_iter().map(refuse).collect());
+                out.push(Guard::Rbac(RbacFilter { stat_prefix, rules, ..RbacFilter::default() }));
+            }
+        }
+    }
+    out
 }
 
 fn filter(
@@ -116,7 +174,7 @@ fn filter(
     let mut enforced: Option<Vec<Policy>> = None;
     let mut shadow: Option<Vec<Policy>> = None;
     for (object, policy) in policies.iter().filter(|(_, p)| p.action == of) {
-        let dry = object.meta.annotations.get(DRY_RUN).is_some_and(|v| v == "true");
+        let dry = is_dry(object);
         // A policy without a usable rule still turns ALLOW into "nothing else".
         let slot = if dry { &mut shadow } else { &mut enforced }.get_or_insert_default();
         slot.extend(rules(object, policy, action, domains, side));
@@ -361,10 +419,13 @@ mod tests {
         let yaml = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: dry, namespace: shop, annotations: {istio.io/dry-run: 'true'}}\nspec: {action: DENY, rules: [{}]}\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: custom, namespace: shop}\nspec: {action: CUSTOM, provider: {name: ext}, rules: [{to: [{operation: {paths: [/admin]}}]}]}\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: mesh, namespace: istio-system}\nspec: {rules: [{from: [{source: {namespaces: [shop]}}]}]}\n";
         let world = World::new(yaml);
         let a = Authorization::of(world.index(), Subject { namespace: "shop", labels: &Labels::new(), gateway: None });
-        assert_eq!(a.http.len(), 3);
-        assert_eq!(a.http[0].rules.as_ref().unwrap().action, RbacAction::Deny, "CUSTOM without a provider refuses");
-        assert_eq!((a.http[1].rules.is_none(), &*a.http[1].shadow_prefix), (true, "istio_dry_run_deny_"));
-        assert_eq!(&*a.http[2].rules.as_ref().unwrap().policies[0].name, "ns[istio-system]-policy[mesh]-rule[0]");
+        assert_eq!((a.http.len(), a.custom_http.len()), (2, 1));
+        let Guard::Rbac(bad) = &a.custom_http[0] else { panic!("CUSTOM without a provider refuses") };
+        let bad = bad.rules.as_ref().unwrap();
+        let name = "istio-ext-authz-ext-ns[shop]-policy[custom]-rule[0]-deny-due-to-bad-CUSTOM-action";
+        assert_eq!((bad.action, &*bad.policies[0].name), (RbacAction::Deny, name));
+        assert_eq!((a.http[0].rules.is_none(), &*a.http[0].shadow_prefix), (true, "istio_dry_run_deny_"));
+        assert_eq!(&*a.http[1].rules.as_ref().unwrap().policies[0].name, "ns[istio-system]-policy[mesh]-rule[0]");
     }
 
     #[test]

@@ -134,6 +134,10 @@ fn initial_versions_are_honoured() {
     // All known: nothing is said.
     let b = c.world.version(Cluster, "b");
     c.quiet(Cluster, &returning(&["*"], &[("a", &a), ("b", &b)]));
+    // It counts as having them: only what changes follows.
+    assert_eq!(c.session.sub(Cluster).held().count(), 2);
+    c.world.set(Cluster, "b", "2");
+    assert_eq!(names(&c.change(Cluster)[0]), ["b"]);
     assert_eq!(c.session.sub(Cluster).held().count(), 2);
 
     // One old, one unknown, one gone.

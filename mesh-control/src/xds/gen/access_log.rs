@@ -4,6 +4,8 @@ use mesh_api::model::{
     AccessLog, Comparison, CustomTag, LogFilter, LogFormat, LogSink, Name, TagValue, TraceProvider, Tracing,
 };
 
+use serde_json::Value;
+
 use super::values::header_matcher;
 use super::wire::{Message, structure};
 
@@ -14,31 +16,49 @@ pub fn access_log(log: &AccessLog) -> Message {
             let config = Message::new().str(1, &path.to_string_lossy()).msg(5, log_format(format));
             ("envoy.access_loggers.file", "envoy.extensions.access_loggers.file.v3.FileAccessLog", config)
         }
-        LogSink::Grpc { cluster, log_name, tcp } => {
-            let common = Message::new().str(1, log_name).msg(2, grpc_service(cluster, "")).uint(6, 2);
-            let config = Message::new().msg(1, common);
+        LogSink::Grpc { cluster, log_name, tcp, headers, filter_state } => {
+            let config = Message::new().msg(1, common_grpc(log_name, cluster, filter_state));
             if *tcp {
                 let url = "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig";
                 ("envoy.access_loggers.tcp_grpc", url, config)
             } else {
                 let url = "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig";
+                let config = config.strs(2, &headers.request).strs(3, &headers.response).strs(4, &headers.trailers);
                 ("envoy.access_loggers.http_grpc", url, config)
             }
         }
-        LogSink::Otlp { cluster, log_name, body, attributes } => {
-            // opentelemetry.proto.common.v1: AnyValue.string_value = 1, KeyValueList.values = 1.
-            let pair = |(k, v): (&String, &String)| Message::new().str(1, k).msg(2, Message::new().str_always(1, v));
-            let common = Message::new().str(1, log_name).msg(2, grpc_service(cluster, "")).uint(6, 2);
-            let mut config = Message::new().msg(1, common);
+        LogSink::Otlp { cluster, log_name, body, attributes, filter_state } => {
+            let mut config = Message::new().msg(1, common_grpc(log_name, cluster, filter_state));
             if !body.is_empty() {
                 config = config.msg(2, Message::new().str_always(1, body));
             }
-            let config = config.msg(3, Message::new().msgs(1, attributes.iter().map(pair)));
+            let config = config.msg(3, key_values(attributes));
             let url = "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig";
             ("envoy.access_loggers.open_telemetry", url, config)
         }
     };
     Message::new().str(1, name).maybe(2, log.filter.as_ref().map(log_filter)).msg(4, Message::any(url, config))
+}
+
+/// `CommonGrpcAccessLogConfig`.
+fn common_grpc(log_name: &str, cluster: &str, filter_state: &[Name]) -> Message {
+    Message::new().str(1, log_name).msg(2, grpc_service(cluster, "")).strs(5, filter_state).uint(6, 2)
+}
+
+/// `opentelemetry.proto.common.v1.KeyValueList`.
+fn key_values(map: &serde_json::Map<String, Value>) -> Message {
+    let pair = |(key, value): (&String, &Value)| Message::new().str(1, key).msg(2, any_value(value));
+    Message::new().msgs(1, map.iter().map(pair))
+}
+
+/// `AnyValue`. Envoy makes values of texts and of structures of them; other constants go as texts.
+fn any_value(value: &Value) -> Message {
+    match value {
+        Value::Object(map) => Message::new().msg(6, key_values(map)),
+        Value::Array(items) => Message::new().msg(5, Message::new().msgs(1, items.iter().map(any_value))),
+        Value::String(text) => Message::new().str_always(1, text),
+        other => Message::new().str_always(1, &other.to_string()),
+    }
 }
 
 /// `GrpcService` of a cluster.
@@ -115,17 +135,24 @@ fn custom_tag(tag: &CustomTag) -> Message {
     }
 }
 
+fn sent_header((name, value): &(Name, Name)) -> Message {
+    Message::new().str(1, name).str(2, value)
+}
+
 fn provider(provider: &TraceProvider) -> Message {
     let otel = "envoy.config.trace.v3.OpenTelemetryConfig";
     let (name, url, config) = match provider {
-        TraceProvider::OtlpGrpc { cluster, authority, service_name, timeout } => {
+        TraceProvider::OtlpGrpc { cluster, authority, service_name, timeout, headers } => {
             let service = grpc_service(cluster, authority);
             let service = if timeout.is_zero() { service } else { service.duration(3, *timeout) };
+            let service = service.msgs(5, headers.iter().map(sent_header));
             ("envoy.tracers.opentelemetry", otel, Message::new().msg(1, service).str(2, service_name))
         }
-        TraceProvider::OtlpHttp { cluster, uri, service_name, timeout } => {
+        TraceProvider::OtlpHttp { cluster, uri, service_name, timeout, headers } => {
             let http_uri = Message::new().str(1, uri).str_always(2, cluster).duration(3, *timeout);
-            let service = Message::new().msg(1, http_uri);
+            // OVERWRITE_IF_EXISTS_OR_ADD
+            let option = |header| Message::new().msg(1, sent_header(header)).uint(3, 2);
+            let service = Message::new().msg(1, http_uri).msgs(2, headers.iter().map(option));
             ("envoy.tracers.opentelemetry", otel, Message::new().str(2, service_name).msg(3, service))
         }
         TraceProvider::Zipkin { cluster, path, hostname, trace_id_128, shared_span } => {

@@ -68,8 +68,8 @@ fn discovery(cluster: &Cluster, message: Message) -> Message {
             let name = if **service == *cluster.name { "" } else { service };
             message.uint_always(2, 3).msg(3, Message::new().msg(1, ads(Some(cluster.eds_fetch_timeout))).str(2, name))
         }
-        Discovery::OriginalDst { use_header, port_override, cleanup_interval } => {
-            let config = Message::new().bool(1, *use_header).wrapped_maybe(3, port_override.map(u32::from));
+        Discovery::OriginalDst { port_override, cleanup_interval } => {
+            let config = Message::new().wrapped_maybe(3, port_override.map(u32::from));
             message.uint_always(2, 4).duration(20, *cleanup_interval).msg(34, config)
         }
     }
@@ -161,7 +161,8 @@ fn outlier(detection: &OutlierDetection) -> Message {
         .wrapped(13, detection.consecutive_local_origin)
         .wrapped(14, local)
         .duration(21, detection.max_ejection)
-        .duration(22, detection.max_jitter);
+        .duration(22, detection.max_jitter)
+        .maybe(25, detection.always_eject_one.then(|| Message::new().bool(1, true)));
     message = match detection.success_rate {
         Some((hosts, volume, factor, enforcing)) => {
             message.wrapped(6, enforcing).wrapped(7, hosts).wrapped(8, volume).wrapped(9, factor)

@@ -1,10 +1,13 @@
 //! HTTP filters and their overrides by route.
 
 use mesh_api::model::{
-    CorsPolicy, FaultAbort, FaultFilter, FilterOverride, HashSource, HeaderMutation, HttpFilter, HttpFilterKind,
-    IstioStats, LocalRateLimit, PeerMetadata, RbacFilter,
+    CorsPolicy, FaultAbort, FaultFilter, FilterOverride, HeaderMutation, HttpFilter, HttpFilterKind, IstioStats,
+    LocalRateLimit, MetricChange, Name, PeerMetadata, RbacFilter, SessionCookie, SessionState, StatefulSession,
 };
 
+use super::ext_authz::{http_ext_authz, settings};
+use super::jwt;
+use super::rate_limit;
 use super::rbac::rbac;
 use super::values::{header_matcher, header_value, mutations, string_matcher};
 use super::wire::Message;
@@ -21,6 +24,9 @@ fn typed_config(kind: &HttpFilterKind) -> (&'static str, Message) {
             ("envoy.extensions.filters.http.router.v3.Router", Message::new().bool(4, router.suppress_envoy_headers))
         }
         HttpFilterKind::Rbac(filter) => ("envoy.extensions.filters.http.rbac.v3.RBAC", http_rbac(filter)),
+        HttpFilterKind::ExtAuthz(filter) => {
+            ("envoy.extensions.filters.http.ext_authz.v3.ExtAuthz", http_ext_authz(filter))
+        }
         HttpFilterKind::Fault(filter) => ("envoy.extensions.filters.http.fault.v3.HTTPFault", fault(filter)),
         HttpFilterKind::Cors => ("envoy.extensions.filters.http.cors.v3.Cors", Message::new()),
         HttpFilterKind::GrpcStats { emit_filter_state } => {
@@ -32,6 +38,9 @@ fn typed_config(kind: &HttpFilterKind) -> (&'static str, Message) {
         HttpFilterKind::LocalRateLimit(limit) => {
             ("envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit", local_rate_limit(limit))
         }
+        HttpFilterKind::GlobalRateLimit(limit) => {
+            ("envoy.extensions.filters.http.ratelimit.v3.RateLimit", rate_limit::global(limit))
+        }
         HttpFilterKind::HeaderMutation { request, response } => {
             ("envoy.extensions.filters.http.header_mutation.v3.HeaderMutation", header_mutation(request, response))
         }
@@ -40,19 +49,33 @@ fn typed_config(kind: &HttpFilterKind) -> (&'static str, Message) {
             ("envoy.extensions.filters.http.health_check.v3.HealthCheck", config)
         }
         HttpFilterKind::StatefulSession(source) => {
-            let config = Message::new().maybe(1, source.as_ref().map(session_state));
+            let config = source.as_ref().map(stateful_session).unwrap_or_default();
             ("envoy.extensions.filters.http.stateful_session.v3.StatefulSession", config)
         }
         HttpFilterKind::IstioAlpn => ("istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig", Message::new()),
         HttpFilterKind::IstioStats(stats) => istio_stats(stats),
         HttpFilterKind::PeerMetadata(config) => ("io.istio.http.peer_metadata.Config", peer_metadata(config)),
+        HttpFilterKind::JwtAuthn(config) => {
+            ("envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication", jwt::jwt_authn(config))
+        }
     }
 }
 
-/// Istio's `stats.PluginConfig`. Only what has an effect in our proxy is carried: `disable_host_header_fallback` = 6.
+/// Istio's `stats.PluginConfig`.
 pub fn istio_stats(stats: &IstioStats) -> (&'static str, Message) {
-    let flag = stats.config.get("disable_host_header_fallback").and_then(serde_json::Value::as_bool);
-    ("stats.PluginConfig", Message::new().bool(6, flag.unwrap_or(false)))
+    let metric = |change: &MetricChange| {
+        let label = |(name, value): &(Name, Name)| Message::new().str(1, name).str(2, value);
+        Message::new()
+            .msgs(1, change.labels.iter().map(label))
+            .str(2, &change.name)
+            .strs(3, &change.removed)
+            .bool(5, change.dropped)
+    };
+    let config = Message::new()
+        .bool(6, stats.disable_host_header_fallback)
+        .duration_maybe(7, stats.tcp_reporting)
+        .msgs(8, stats.metrics.iter().map(metric));
+    ("stats.PluginConfig", config)
 }
 
 /// Istio's peer metadata filter: discovery and propagation by headers, each a `oneof` in a list.
@@ -125,22 +148,25 @@ fn header_mutation(request: &HeaderMutation, response: &HeaderMutation) -> Messa
     Message::new().msg(1, Message::new().msgs(1, mutations(request)).msgs(2, mutations(response)))
 }
 
+fn stateful_session(session: &StatefulSession) -> Message {
+    Message::new().msg(1, session_state(&session.state)).bool(2, session.strict)
+}
+
 /// The session state extension of a stateful session.
-fn session_state(source: &HashSource) -> Message {
-    match source {
-        HashSource::Cookie { name, ttl, path, .. } => {
-            let cookie = Message::new().str(1, name).duration_maybe(2, *ttl).str(3, path);
+fn session_state(state: &SessionState) -> Message {
+    match state {
+        SessionState::Cookie(SessionCookie { name, ttl, path, attributes }) => {
+            let attributes = attributes.iter().map(|(name, value)| Message::new().str(1, name).str(2, value));
+            let cookie = Message::new().str(1, name).duration(2, *ttl).str(3, path).msgs(4, attributes);
             let url = "envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState";
             let config = Message::any(url, Message::new().msg(1, cookie));
             Message::new().str(1, "envoy.http.stateful_session.cookie").msg(2, config)
         }
-        HashSource::Header(name) => {
+        SessionState::Header(name) => {
             let url = "envoy.extensions.http.stateful_session.header.v3.HeaderBasedSessionState";
             let config = Message::any(url, Message::new().str(1, name));
             Message::new().str(1, "envoy.http.stateful_session.header").msg(2, config)
         }
-        // Nothing else can carry a session.
-        HashSource::SourceIp | HashSource::Query(_) | HashSource::FilterState(_) => Message::new(),
     }
 }
 
@@ -164,16 +190,26 @@ pub fn filter_override(value: &FilterOverride) -> Message {
             let config = Message::new().msg(2, http_rbac(filter));
             Message::any("envoy.extensions.filters.http.rbac.v3.RBACPerRoute", config)
         }
+        FilterOverride::ExtAuthz(own) => {
+            Message::any("envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute", settings(own))
+        }
         FilterOverride::LocalRateLimit(limit) => {
             Message::any("envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit", local_rate_limit(limit))
         }
+        FilterOverride::GlobalRateLimit(settings) => Message::any(
+            "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute",
+            rate_limit::per_route(settings),
+        ),
         FilterOverride::HeaderMutation { request, response } => Message::any(
             "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
             header_mutation(request, response),
         ),
+        FilterOverride::JwtRequirement(name) => {
+            Message::any("envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig", jwt::per_route(name))
+        }
         FilterOverride::StatefulSession(source) => {
             // stateful_session = 2 of a oneof, a StatefulSession.
-            let session = Message::new().msg(1, session_state(source));
+            let session = stateful_session(source);
             let url = "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute";
             Message::any(url, Message::new().msg(2, session))
         }

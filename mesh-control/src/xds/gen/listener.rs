@@ -8,6 +8,7 @@ use mesh_api::model::{
 
 use super::access_log::{access_log, tracing};
 use super::cluster::http2_options;
+use super::ext_authz::network_ext_authz;
 use super::http_filter::{http_filter, istio_stats};
 use super::rbac::rbac;
 use super::route::route_config;
@@ -155,6 +156,11 @@ fn network_filter(filter: &NetworkFilter) -> Message {
         NetworkFilter::Rbac(filter) => {
             ("envoy.filters.network.rbac", "envoy.extensions.filters.network.rbac.v3.RBAC", network_rbac(filter))
         }
+        NetworkFilter::ExtAuthz(filter) => (
+            "envoy.filters.network.ext_authz",
+            "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz",
+            network_ext_authz(filter),
+        ),
         NetworkFilter::SniCluster => (
             "envoy.filters.network.sni_cluster",
             "envoy.extensions.filters.network.sni_cluster.v3.SniCluster",

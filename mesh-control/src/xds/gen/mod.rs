@@ -7,8 +7,11 @@
 mod access_log;
 mod cluster;
 mod endpoint;
+mod ext_authz;
 mod http_filter;
+mod jwt;
 mod listener;
+mod rate_limit;
 mod rbac;
 mod route;
 mod tls;

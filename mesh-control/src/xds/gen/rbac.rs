@@ -79,7 +79,7 @@ fn principal(principal: &Principal) -> Message {
 }
 
 /// `MetadataMatcher`.
-fn metadata(m: &MetadataMatch) -> Message {
+pub fn metadata(m: &MetadataMatch) -> Message {
     let path = m.path.iter().map(|key| Message::new().str_always(1, key));
     Message::new().str(1, &m.filter).msgs(2, path).msg(3, metadata_value(&m.value)).bool(4, m.invert)
 }

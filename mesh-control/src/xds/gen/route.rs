@@ -9,6 +9,7 @@ use mesh_api::model::{
 };
 
 use super::http_filter::filter_override;
+use super::rate_limit;
 use super::values::{header_matcher, header_value, metadata, regex, string_matcher, substitution};
 use super::wire::Message;
 
@@ -39,6 +40,7 @@ fn virtual_host(host: &VirtualHost) -> Message {
         .strs(2, &host.domains)
         .msgs(3, host.routes.iter().map(route))
         .uint(4, require_tls)
+        .msgs(6, host.rate_limits.iter().map(rate_limit::rule))
         .msgs(7, host.headers.request.add.iter().map(header_value))
         .msgs(10, host.headers.response.add.iter().map(header_value))
         .strs(11, &host.headers.response.remove)
@@ -66,7 +68,11 @@ fn route(route: &Route) -> Message {
         Action::Forward(forward) => message.msg(2, forward_action(forward)),
         Action::Redirect(redirect) => message.msg(3, redirect_action(redirect)),
         Action::DirectResponse { status, body } => {
-            let body = (!body.is_empty()).then(|| Message::new().str(3, body));
+            let source = || match std::str::from_utf8(body) {
+                Ok(text) => Message::new().str(3, text),
+                Err(_) => Message::new().bytes_field(2, body),
+            };
+            let body = (!body.is_empty()).then(source);
             message.msg(7, Message::new().uint(1, u64::from(*status)).maybe(2, body))
         }
         Action::NonForwarding => message.msg(18, Message::new()),
@@ -82,7 +88,7 @@ fn route(route: &Route) -> Message {
     overrides(13, &route.filter_overrides, message).str(14, &route.name).str(19, &route.stat_prefix)
 }
 
-fn route_match(matches: &RouteMatch) -> Message {
+pub fn route_match(matches: &RouteMatch) -> Message {
     let template = |text: &str| {
         let url = "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig";
         let config = Message::any(url, Message::new().str(1, text));
@@ -105,17 +111,18 @@ fn route_match(matches: &RouteMatch) -> Message {
         Some(fraction) => message.runtime_fraction(9, fraction),
         None => message,
     };
+    let facts = matches.dynamic_metadata.iter().map(super::rbac::metadata);
     if matches.tls_presented.is_none() && matches.tls_validated.is_none() {
-        return message;
+        return message.msgs(13, facts);
     }
     let flag = |m: Message, field, value: Option<bool>| match value {
         Some(value) => m.wrapped_bool(field, value),
         None => m,
     };
-    message.msg(11, flag(flag(Message::new(), 1, matches.tls_presented), 2, matches.tls_validated))
+    message.msg(11, flag(flag(Message::new(), 1, matches.tls_presented), 2, matches.tls_validated)).msgs(13, facts)
 }
 
-fn query_matcher(matcher: &QueryMatcher) -> Message {
+pub(super) fn query_matcher(matcher: &QueryMatcher) -> Message {
     let message = Message::new().str(1, &matcher.name);
     match &matcher.value {
         Some(value) => message.msg(5, string_matcher(value)),
@@ -159,17 +166,18 @@ fn forward_action(forward: &Forward) -> Message {
         .duration_maybe(8, forward.timeout)
         .maybe(9, forward.retry.as_ref().map(retry_policy))
         .uint(11, u64::from(forward.high_priority))
+        .msgs(13, forward.rate_limits.iter().map(rate_limit::rule))
+        .maybe(14, forward.include_host_rate_limits.then(|| Message::new().bool(1, true)))
         .msgs(15, forward.hash.iter().map(hash_policy))
         .uint(20, not_found)
+        // Deprecated, yet what Istio uses too: `max_stream_duration.grpc_timeout_header_max` switches the route's timeout off.
+        .duration_maybe(23, forward.grpc_timeout_max)
         .duration_maybe(24, forward.idle_timeout)
         .msgs(25, forward.upgrades.iter().map(upgrade))
         .msgs(30, forward.mirrors.iter().map(mirror));
-    let message = if forward.max_stream_duration.is_some() || forward.grpc_timeout_max.is_some() {
-        let limits =
-            Message::new().duration_maybe(1, forward.max_stream_duration).duration_maybe(2, forward.grpc_timeout_max);
-        message.msg(36, limits)
-    } else {
-        message
+    let message = match forward.max_stream_duration {
+        Some(limit) => message.msg(36, Message::new().duration(1, limit)),
+        None => message,
     };
     message.bool(38, forward.append_x_forwarded_host)
 }

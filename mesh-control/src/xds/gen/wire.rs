@@ -163,7 +163,8 @@ impl Message {
         Message::new().str(1, &format!("type.googleapis.com/{type_url}")).bytes_field(2, &message.0)
     }
 
-    fn bytes_field(mut self, field: u32, bytes: &[u8]) -> Self {
+    /// `bytes`.
+    pub fn bytes_field(mut self, field: u32, bytes: &[u8]) -> Self {
         if !bytes.is_empty() {
             self.bytes(field, bytes);
         }

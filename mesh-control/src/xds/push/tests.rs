@@ -2,7 +2,7 @@
 
 use super::super::testing::{World, delta as ask, delta_ack, delta_nack, names, removed, returning, sotw as list};
 use super::*;
-use mesh_api::xds::TypeUrl::{Cluster, Endpoints, Listener, Route};
+use mesh_api::xds::TypeUrl::{Cluster, Endpoints, Listener, Route, Secret};
 
 struct Client {
     world: World,
@@ -194,6 +194,31 @@ fn a_returning_client_without_listeners_is_not_waited_for_for_ever() {
     assert!(c.ack(&cds[0]).is_empty());
     c.now = c.session.deadline().unwrap();
     assert_eq!(removed(&c.poll()[0]), ["v1"]);
+}
+
+#[test]
+fn state_of_the_world_sends_what_a_new_listener_waits_for_again() {
+    let mut world = World::default();
+    let cert = Need { ty: Secret, name: "cert".into() };
+    let listener = |name: &str| Encoded::new(Listener, name, name.as_bytes(), vec![cert.clone()]);
+    world.set(Secret, "cert", "1");
+    world.0.insert((Listener, "old".into()), listener("old"));
+    let (mut session, now) = (Session::new(Protocol::Sotw, 1), Instant::now());
+    for (ty, list_of) in [(Listener, vec![]), (Secret, vec!["cert"])] {
+        session.on_sotw(ty, &list(&list_of, None)).unwrap();
+        let out = session.poll(now, &world, "s");
+        assert_eq!(types(&out), [ty]);
+        session.on_sotw(ty, &list(&list_of, Some(&out[0]))).unwrap();
+        assert!(session.poll(now, &world, "s").is_empty());
+    }
+    world.del(Listener, "old");
+    world.0.insert((Listener, "new".into()), listener("new"));
+    session.on_change(Affected::all());
+    let out = session.poll(now, &world, "s");
+    assert_eq!(types(&out), [Listener]);
+    session.on_sotw(Listener, &list(&[], Some(&out[0]))).unwrap();
+    let out = session.poll(now, &world, "s");
+    assert_eq!((types(&out), names(&out[0])), (vec![Secret], vec!["cert"]));
 }
 
 #[test]

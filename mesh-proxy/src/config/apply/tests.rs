@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     bootstrap::Bootstrap,
     config::snapshot::Node,
-    http::stats::NoTelemetry,
+    http::{stats::NoTelemetry, testing::no_services},
     tls::{SecretStore, install_default_provider},
 };
 
@@ -39,7 +39,7 @@ impl Setup {
         install_default_provider();
         let (tx, events) = mpsc::unbounded_channel();
         let bound = Bound::default();
-        let shared = SharedConfig::new(Node::default(), SecretStore::new(), Arc::new(NoTelemetry));
+        let shared = SharedConfig::new(Node::default(), SecretStore::new(), Arc::new(NoTelemetry), no_services());
         let config = Configurator::new(shared.clone(), Handle::current(), tx, Box::new(bound.clone()));
         Self { config, events, bound, shared }
     }

@@ -1,11 +1,11 @@
 //! Bodies on their way through: counted, watched for standstill, and the one place from which an exchange is recorded.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future as _;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,22 +24,71 @@ pub struct RequestCounts {
     messages: Cell<u64>,
     end: Cell<Option<Instant>>,
     ended: Notify,
+    /// Something came since this was last looked at.
+    moved: Cell<bool>,
+    broken: Cell<Option<BodyError>>,
+    /// Of the answer, whose time begins with the end of the request.
+    answer: RefCell<Option<Waker>>,
 }
 
 impl RequestCounts {
+    /// It has arrived completely.
+    pub fn end(&self) {
+        self.end_at(Instant::now);
+    }
+
+    fn end_at(&self, now: impl FnOnce() -> Instant) {
+        if self.end.get().is_none() {
+            self.end.set(Some(now()));
+            self.ended.notify_waiters();
+            if let Some(waker) = self.answer.take() {
+                waker.wake();
+            }
+        }
+    }
+
     /// Counts bytes that did not come as a body.
     pub fn add(&self, bytes: u64) {
         self.bytes.set(self.bytes.get() + bytes);
     }
 
+    /// Whether it has arrived completely.
+    pub fn is_complete(&self) -> bool {
+        self.end.get().is_some()
+    }
+
+    /// When it had arrived completely.
+    pub fn ended_at(&self) -> Option<Instant> {
+        self.end.get()
+    }
+
+    /// Why it never will.
+    pub fn broken(&self) -> Option<BodyError> {
+        self.broken.get()
+    }
+
+    /// It is none that can be sent on.
+    pub fn fail(&self, why: BodyError) {
+        self.broken.set(Some(why));
+    }
+
+    /// Returns when nothing of it has come for this long.
+    pub async fn standstill(&self, idle: Duration) {
+        loop {
+            tokio::time::sleep(idle).await;
+            if !self.moved.replace(false) {
+                return;
+            }
+        }
+    }
+
     /// When it had.
     pub async fn complete(&self) -> Instant {
         loop {
-            let ended = self.ended.notified();
             if let Some(end) = self.end.get() {
                 return end;
             }
-            ended.await;
+            self.ended.notified().await;
         }
     }
 }
@@ -57,8 +106,8 @@ pub struct Recorder {
 
 impl Recorder {
     /// Of a request whose head just arrived.
-    pub fn new(stats: ExchangeStats, sink: Arc<dyn ExchangeSink>, worker: usize) -> Self {
-        Self { stats: Box::new(stats), recorded: false, sink, worker, request: Rc::default() }
+    pub fn new(stats: Box<ExchangeStats>, sink: Arc<dyn ExchangeSink>, worker: usize) -> Self {
+        Self { stats, recorded: false, sink, worker, request: Rc::default() }
     }
 
     /// What is remembered.
@@ -68,10 +117,10 @@ impl Recorder {
 
     /// The exchange is over.
     pub fn finish(mut self) {
-        self.record();
+        self.record(Instant::now());
     }
 
-    fn record(&mut self) {
+    fn record(&mut self, now: Instant) {
         if std::mem::replace(&mut self.recorded, true) {
             return;
         }
@@ -79,7 +128,7 @@ impl Recorder {
         stats.bytes_received = self.request.bytes.get();
         stats.request_messages = self.request.messages.get();
         stats.times.request_end = self.request.end.get();
-        stats.times.end = Some(Instant::now());
+        stats.times.end = Some(now);
         self.sink.record(stats, self.worker);
     }
 }
@@ -89,7 +138,9 @@ impl Drop for Recorder {
         if !self.recorded && matches!(self.stats.reason, Reason::Pending | Reason::ViaUpstream) {
             self.stats.end_with(Reason::DownstreamDisconnect);
         }
-        self.record();
+        if !self.recorded {
+            self.record(Instant::now());
+        }
     }
 }
 
@@ -134,21 +185,16 @@ pub struct RequestBody {
 }
 
 impl RequestBody {
-    /// Counts what goes through.
-    pub fn wrap(body: Body, recorder: &Recorder, grpc: bool) -> Body {
+    /// Counts what goes through. A request for a tunnel is not complete before that is refused or ends.
+    pub fn wrap(body: Body, recorder: &Recorder, grpc: bool, tunnel: bool) -> Body {
         let counts = recorder.request.clone();
         if body.is_end_stream() {
-            counts.end.set(Some(Instant::now()));
+            if !tunnel {
+                counts.end_at(|| recorder.stats.start);
+            }
             return Body::Empty;
         }
         Body::wrap(Self { body, counts, messages: grpc.then(Messages::default) })
-    }
-
-    fn end(&self) {
-        if self.counts.end.get().is_none() {
-            self.counts.end.set(Some(Instant::now()));
-            self.counts.ended.notify_waiters();
-        }
     }
 }
 
@@ -161,6 +207,7 @@ impl http_body::Body for RequestBody {
         let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
+                this.counts.moved.set(true);
                 if let Some(data) = frame.data_ref() {
                     this.counts.bytes.set(this.counts.bytes.get() + data.len() as u64);
                     if let Some(messages) = &mut this.messages {
@@ -169,11 +216,11 @@ impl http_body::Body for RequestBody {
                     }
                 }
                 if this.body.is_end_stream() {
-                    this.end();
+                    this.counts.end();
                 }
             }
-            Some(Err(_)) => {}
-            None => this.end(),
+            Some(Err(error)) => this.counts.broken.set(Some(*error)),
+            None => this.counts.end(),
         }
         Poll::Ready(frame)
     }
@@ -190,10 +237,30 @@ impl http_body::Body for RequestBody {
 /// Deadlines of an answer that is on its way.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Deadlines {
-    /// The answer must be complete by then.
-    pub total: Option<Instant>,
+    /// When the request was let through by the filters.
+    pub begun: Option<Instant>,
+    /// It must be complete so long after the request was, and was let through.
+    pub timeout: Option<Duration>,
+    /// Everything must be over by then.
+    pub end: Option<Instant>,
     /// Something must move within this.
     pub idle: Option<Duration>,
+    /// Something of the answer must come within this, once the request is complete.
+    pub try_idle: Option<Duration>,
+}
+
+impl Deadlines {
+    /// The nearest one, when nothing has moved since `quiet` and the request was complete at `complete`.
+    fn nearest(&self, quiet: Instant, complete: Option<Instant>) -> Option<(Instant, fn(bool) -> Reason)> {
+        let after = |from: Option<Instant>, time: Option<Duration>| from?.checked_add(time?);
+        let all: [(Option<Instant>, fn(bool) -> Reason); 4] = [
+            (after(complete.map(|c| self.begun.map_or(c, |b| b.max(c))), self.timeout), |_| Reason::ResponseTimeout),
+            (self.end, |_| Reason::MaxDuration),
+            (after(Some(quiet), self.idle), |request_complete| Reason::StreamIdle { request_complete }),
+            (after(complete.map(|c| c.max(quiet)), self.try_idle), |_| Reason::PerTryIdleTimeout),
+        ];
+        all.into_iter().filter_map(|(at, reason)| Some((at?, reason))).min_by_key(|(at, _)| *at)
+    }
 }
 
 /// The answer's body; recording happens at its end.
@@ -202,7 +269,10 @@ pub struct ResponseBody {
     recorder: Option<Recorder>,
     deadlines: Deadlines,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Something came since the clock was last looked at.
     moved: bool,
+    /// When that was.
+    quiet: Option<Instant>,
     messages: Option<Messages>,
 }
 
@@ -219,6 +289,7 @@ impl ResponseBody {
             deadlines: deadlines.unwrap_or_default(),
             timer: None,
             moved: true,
+            quiet: None,
             messages: grpc.then(Messages::default),
         })
     }
@@ -229,34 +300,40 @@ impl ResponseBody {
             if let Some(reason) = broken {
                 stats.end_with(reason);
             }
-            stats.times.upstream_end = Some(Instant::now());
+            let now = Instant::now();
+            stats.times.upstream_end = Some(now);
             if let Some(messages) = &self.messages {
                 stats.response_messages = messages.count;
             }
-            recorder.finish();
+            recorder.record(now);
         }
         self.body = Body::Empty;
     }
 
-    /// Looks at the clock while nothing comes. One timer, set anew only when it fires.
+    /// Looks at the clock while nothing comes. One timer, set anew when it fires, or when something is due before.
     fn poll_deadlines(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
-        let Deadlines { total, idle } = self.deadlines;
         loop {
-            let next = match (total, idle) {
-                (None, None) => return Poll::Pending,
-                (Some(total), None) => total,
-                (None, Some(idle)) => Instant::now() + idle,
-                (Some(total), Some(idle)) => total.min(Instant::now() + idle),
-            };
+            let Some(request) = self.recorder.as_ref().map(|r| &r.request) else { return Poll::Pending };
+            let complete = request.end.get();
+            if complete.is_none() {
+                *request.answer.borrow_mut() = Some(cx.waker().clone());
+            }
+            let now = Instant::now();
+            // What the client still sends is a sign of life as well.
+            let sent = request.moved.replace(false);
+            if std::mem::take(&mut self.moved) || sent {
+                self.quiet = Some(now);
+            }
+            let quiet = *self.quiet.get_or_insert(now);
+            let Some((next, reason)) = self.deadlines.nearest(quiet, complete) else { return Poll::Pending };
+            if next <= now {
+                return Poll::Ready(reason(complete.is_some()));
+            }
             let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next)));
+            if timer.is_elapsed() || timer.deadline() > next {
+                timer.as_mut().reset(next);
+            }
             std::task::ready!(timer.as_mut().poll(cx));
-            if total.is_some_and(|t| t <= Instant::now()) {
-                return Poll::Ready(Reason::ResponseTimeout);
-            }
-            if !std::mem::take(&mut self.moved) {
-                return Poll::Ready(Reason::StreamIdle { request_complete: true });
-            }
-            self.timer = None;
         }
     }
 
@@ -345,5 +422,76 @@ mod tests {
             messages.feed(piece);
         }
         assert_eq!((messages.count, messages.prefix), (2, 4));
+    }
+
+    fn recorder() -> Recorder {
+        let head = crate::http::testing::get("a.test", "/");
+        let stats = ExchangeStats::new(Rc::new(crate::http::testing::conn()), &head);
+        Recorder::new(Box::new(stats), Arc::new(super::super::super::stats::NoTelemetry), 0)
+    }
+
+    /// A body that never has anything to say.
+    struct Silent;
+
+    impl http_body::Body for Silent {
+        type Data = Bytes;
+        type Error = BodyError;
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            Poll::Pending
+        }
+    }
+
+    /// How long a silent answer is waited for when its request is complete after `complete` seconds.
+    async fn waited(deadlines: Deadlines, complete: u64) -> Duration {
+        use http_body_util::BodyExt as _;
+        let recorder = recorder();
+        let request = recorder.request.clone();
+        let mut body = ResponseBody::wrap(Body::wrap(Silent), recorder, Some(deadlines), false);
+        let begun = Instant::now();
+        let sending = async {
+            tokio::time::sleep(Duration::from_secs(complete)).await;
+            request.end();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            frame = body.frame() => assert!(matches!(frame, Some(Err(BodyError::Timeout)))),
+            () = sending => {}
+        }
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_of_an_answer_begins_with_the_end_of_its_request() {
+        let second = |n| Some(Duration::from_secs(n));
+        let total = Deadlines { timeout: second(2), ..Deadlines::default() };
+        assert_eq!(waited(total, 7).await, Duration::from_secs(9));
+        // Also when another deadline has set the timer to a later time.
+        let both = Deadlines { idle: second(60), ..total };
+        assert_eq!(waited(both, 7).await, Duration::from_secs(9));
+        let held_back = Deadlines { begun: Some(Instant::now() + Duration::from_secs(4)), ..total };
+        assert_eq!(waited(held_back, 1).await, Duration::from_secs(6));
+        let idle = Deadlines { try_idle: second(3), ..Deadlines::default() };
+        assert_eq!(waited(idle, 1).await, Duration::from_secs(4));
+        let end = Deadlines { end: Some(Instant::now() + Duration::from_secs(5)), ..total };
+        assert_eq!(waited(end, 9).await, Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn standstill_begins_when_nothing_comes_any_more() {
+        let counts = RequestCounts::default();
+        let begun = Instant::now();
+        let idle = Duration::from_secs(2);
+        let moving = async {
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                counts.moved.set(true);
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = counts.standstill(idle) => {}
+            () = moving => {}
+        }
+        assert_eq!(begun.elapsed(), Duration::from_secs(8), "not before two idle seconds have passed, nor after four");
     }
 }

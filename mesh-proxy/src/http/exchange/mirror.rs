@@ -10,26 +10,36 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
+use mesh_api::model::Name;
 use tokio::sync::mpsc;
 
 use super::super::message::{Authority, Body, BodyError, RequestHead, split_port};
 use super::super::router::Mirror;
 use super::Session;
+use super::forward::{istio_alpn, tell_peer};
 use crate::config::Snapshot;
+use crate::upstream::LbContext;
 use crate::upstream::pool::SendOptions;
-use crate::upstream::{LbContext, balance::ThreadRandom};
 
 /// Pieces of a body that wait for a slow copy.
 const QUEUE: usize = 64;
 /// A copy's answer is waited for so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What is copied beside the body.
+pub struct Copied<'a> {
+    /// The head as it goes to the route's own cluster.
+    pub head: &'a RequestHead,
+    /// For consistent balancers.
+    pub hash: Option<u64>,
+}
+
 /// Sends copies; returns the body that goes on.
 pub fn send(
     session: &Rc<Session>,
     snapshot: &Arc<Snapshot>,
     mirrors: &[Mirror],
-    head: &RequestHead,
+    copied: &Copied<'_>,
     body: Body,
     mut random: impl FnMut() -> u64,
 ) -> Body {
@@ -42,7 +52,7 @@ pub fn send(
             queues.push(tx);
             Body::wrap(Queued(rx))
         };
-        let mut head = head.clone();
+        let mut head = copied.head.clone();
         if !mirror.keep_host {
             let (host, port) = split_port(head.authority.as_str());
             let port = port.map(|p| format!(":{p}")).unwrap_or_default();
@@ -50,7 +60,13 @@ pub fn send(
                 head.authority = shadow;
             }
         }
-        tokio::task::spawn_local(one(session.clone(), snapshot.clone(), mirror.cluster.clone(), head, copy));
+        tokio::task::spawn_local(one(
+            session.clone(),
+            snapshot.clone(),
+            mirror.cluster.clone(),
+            (head, copied.hash),
+            copy,
+        ));
     }
     if queues.is_empty() { body } else { Body::wrap(Tee { body, queues }) }
 }
@@ -58,14 +74,20 @@ pub fn send(
 async fn one(
     session: Rc<Session>,
     snapshot: Arc<Snapshot>,
-    name: mesh_api::model::Name,
-    head: RequestHead,
+    name: Name,
+    (mut head, hash): (RequestHead, Option<u64>),
     body: Body,
 ) {
     let Some(cluster) = snapshot.cluster(&name) else { return };
-    let Ok(endpoint) = cluster.pick(&LbContext::default(), &ThreadRandom) else { return };
+    let ctx = LbContext { hash, original_dst: session.conn.original_dst, ..LbContext::default() };
+    let Ok(endpoint) = cluster.pick(&ctx, &session.worker.rng) else { return };
+    // What the head says to the peer, and how, was chosen for another cluster.
+    tell_peer(&session.manager, cluster, &mut head);
+    let alpn = if session.manager.istio_alpn { istio_alpn(cluster, &head) } else { None };
+    let alpn: Option<Vec<Name>> = alpn.map(|names| names.iter().map(|n| Name::from(*n)).collect());
     let exchange = async {
-        let options = SendOptions::default();
+        let proxied = Some((session.conn.peer, session.conn.local));
+        let options = SendOptions { alpn: alpn.as_deref(), proxied, ..SendOptions::default() };
         if let Ok((_, body)) = session.worker.pools.send(cluster, &endpoint, head, body, &options).await {
             let mut body = body;
             while let Some(Ok(_)) = body.frame().await {}

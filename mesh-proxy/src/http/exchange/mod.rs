@@ -1,26 +1,34 @@
 //! One request, end to end: prepared, routed, filtered, forwarded (or answered here), recorded exactly once.
 
+mod authorize;
 mod body;
 mod forward;
+mod grpc_web;
+mod limits;
 mod mirror;
 mod prepare;
 mod replay;
 mod respond;
+#[cfg(test)]
+mod tests;
+mod tokens;
 mod tunnel;
 
 use std::{rc::Rc, sync::Arc};
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, uri::PathAndQuery};
+use mesh_api::model::Name;
 
+pub(crate) use self::prepare::pem;
 use self::{
     body::{Recorder, RequestBody},
     respond::Finish,
 };
 use super::{
-    filters::{Filter, Kind, Override, cors, fault, rate_limit::RateLimit, rbac},
+    filters::{self, Filter, Kind, Override, cors, fault, rbac},
     local_reply::{LocalReply, Reason},
     manager::HttpManager,
-    message::{Body, RequestHead, ResponseHead},
+    message::{Authority, Body, RequestHead, ResponseHead},
     router::{Action, Found, RouteMatch, RouteTable},
     server::h1::PendingTunnel,
     stats::{ExchangeStats, PeerHeaders, ShadowResult, capture},
@@ -46,8 +54,15 @@ struct Exchange {
     session: Rc<Session>,
     snapshot: Arc<Snapshot>,
     recorder: Recorder,
+    /// The cluster, when the route leads to one.
+    chosen: Option<Name>,
     /// What has to be done to the answer.
     finish: Finish,
+    /// A filter learned something that routes may ask for: the route is looked for again.
+    reroute: bool,
+    /// Decide shares of routes, and weights of clusters. Thrown once: a request that is routed anew meets the filters of
+    /// the same share, so none is left out.
+    dice: [u64; 2],
 }
 
 /// Serves one request.
@@ -58,43 +73,31 @@ pub async fn serve(
     tunnel: Option<PendingTunnel>,
 ) -> (ResponseHead, Body) {
     let manager = session.manager.clone();
-    let stats = ExchangeStats::new(session.conn.clone(), &head);
-    let mut x = Exchange {
-        snapshot: session.worker.shared.load(),
-        recorder: Recorder::new(stats, manager.sink.clone(), session.worker.id),
-        finish: Finish::new(head.method == http::Method::HEAD, head.is_grpc()),
-        session,
-    };
-    let body = RequestBody::wrap(body, &x.recorder, x.finish.grpc);
+    let mut x = Exchange::new(session, &head);
+    let mut body = RequestBody::wrap(body, &x.recorder, x.finish.grpc, head.wants_tunnel());
     if let Err(reply) = prepare::prepare(&x.session, &mut head, x.recorder.stats()) {
-        return x.reply(reply, None);
+        return x.turn_down(&head, reply, None);
     }
+    // Before anything is decided, so that what is answered here is traced like what is forwarded.
+    manager.sink.begin(x.recorder.stats(), &mut head, &|| x.session.worker.rng.next_u64());
     let Some(table) = manager.routes(&x.snapshot) else {
-        return x.reply(Reason::RouteConfigMissing.into(), None);
+        return x.turn_down(&head, Reason::RouteConfigMissing.into(), None);
     };
-    let found = table.find(&head, &x.session.conn, x.session.worker.rng.next_u64());
-    let route = match found {
-        Found::Route(route) => Some(route),
-        Found::RequireTls => return x.reply(https_redirect(&head), Some(&table)),
-        Found::Nothing(host) => {
-            x.recorder.stats().virtual_host = host;
-            None
-        }
+    let mut route = match x.find(&table, &head) {
+        Ok(route) => route,
+        Err(reply) => return x.turn_down(&head, reply, Some(&table)),
     };
-    x.note(route.as_ref());
     x.take_peer_metadata(&mut head);
-    if let Err(reply) = x.filter(&mut head, route.as_ref()).await {
-        capture(&manager.needs.request, &head.headers, &mut x.recorder.stats().captured.request);
+    if let Err(reply) = x.filter(&mut head, &mut body, &table, &mut route).await {
         x.finish.route = route;
-        return x.reply(reply, Some(&table));
+        return x.turn_down(&head, reply, Some(&table));
     }
     let Some(route) = route else {
-        capture(&manager.needs.request, &head.headers, &mut x.recorder.stats().captured.request);
-        return x.reply(Reason::RouteNotFound.into(), Some(&table));
+        return x.turn_down(&head, Reason::RouteNotFound.into(), Some(&table));
     };
     x.finish.route = Some(route.clone());
     let Some(action) = route.route().map(|r| (&r.action, &r.path)) else {
-        return x.reply(Reason::Internal.into(), Some(&table));
+        return x.turn_down(&head, Reason::Internal.into(), Some(&table));
     };
     match action {
         (Action::Forward(_), _) => forward::forward(x, head, body, tunnel, &route).await,
@@ -105,15 +108,33 @@ pub async fn serve(
                 Ok(location) => reply.with_header(http::header::LOCATION, location),
                 Err(_) => Reason::Internal.into(),
             };
-            capture(&manager.needs.request, &head.headers, &mut x.recorder.stats().captured.request);
-            x.reply(reply, Some(&table))
+            x.turn_down(&head, reply, Some(&table))
         }
         (Action::Direct { status, body }, _) => {
-            capture(&manager.needs.request, &head.headers, &mut x.recorder.stats().captured.request);
-            x.reply(LocalReply::direct(*status, body.clone()), Some(&table))
+            x.turn_down(&head, LocalReply::direct(*status, body.clone()), Some(&table))
         }
-        (Action::NonForwarding, _) => x.reply(Reason::NonForwarding.into(), Some(&table)),
+        (Action::NonForwarding, _) => x.turn_down(&head, Reason::NonForwarding.into(), Some(&table)),
     }
+}
+
+/// Answers a request of which no more is looked at: its head is none, or may mean two things.
+pub fn refuse(session: Rc<Session>, head: &RequestHead, reason: Reason) -> (ResponseHead, Body) {
+    let mut x = Exchange::new(session, head);
+    let stats = x.recorder.stats();
+    stats.request_header_bytes = respond::header_bytes(&head.headers);
+    x.recorder.request.end();
+    x.reply(reason.into(), None)
+}
+
+/// Records a request that the codec refused by itself: its head could not even be read.
+pub fn refused(session: Rc<Session>, reason: Reason) {
+    let method = http::Method::from_bytes(b"-").unwrap_or_default();
+    let nothing = RequestHead::new(method, Authority::empty(), PathAndQuery::from_static("*"));
+    let mut x = Exchange::new(session, &nothing);
+    let stats = x.recorder.stats();
+    stats.status = reason.status();
+    stats.end_with(reason);
+    x.recorder.finish();
 }
 
 fn https_redirect(head: &RequestHead) -> LocalReply {
@@ -128,18 +149,73 @@ fn https_redirect(head: &RequestHead) -> LocalReply {
 }
 
 impl Exchange {
+    fn new(session: Rc<Session>, head: &RequestHead) -> Self {
+        let stats = Box::new(ExchangeStats::new(session.conn.clone(), head));
+        Self {
+            snapshot: session.worker.shared.load(),
+            recorder: Recorder::new(stats, session.manager.sink.clone(), session.worker.id),
+            finish: Finish::new(head.method == http::Method::HEAD, head.is_grpc()),
+            dice: [session.worker.rng.next_u64(), session.worker.rng.next_u64()],
+            chosen: None,
+            reroute: false,
+            session,
+        }
+    }
+
+    /// Answers a request that goes nowhere; what the access log wants of its headers is kept first.
+    fn turn_down(
+        mut self,
+        head: &RequestHead,
+        reply: LocalReply,
+        table: Option<&Arc<RouteTable>>,
+    ) -> (ResponseHead, Body) {
+        let wanted = &self.session.manager.needs.request;
+        capture(wanted, &head.headers, &mut self.recorder.stats().captured.request);
+        self.reply(reply, table)
+    }
+
     fn random(&self) -> u64 {
         self.session.worker.rng.next_u64()
     }
 
+    /// Looks for the route by what is known of the request so far.
+    fn find(&mut self, table: &Arc<RouteTable>, head: &RequestHead) -> Result<Option<RouteMatch>, LocalReply> {
+        let [share, _] = self.dice;
+        let stats = self.recorder.stats();
+        let route = match table.find(head, &stats.conn, share, &stats.metadata) {
+            Found::Route(route) => Some(route),
+            Found::RequireTls => return Err(https_redirect(head)),
+            Found::Nothing(host) => {
+                stats.virtual_host = host;
+                None
+            }
+        };
+        self.note(route.as_ref());
+        self.choose(route.as_ref(), head);
+        Ok(route)
+    }
+
     /// Writes down where the request was routed.
     fn note(&mut self, route: Option<&RouteMatch>) {
-        let Some(route) = route else { return };
         let stats = self.recorder.stats();
+        let Some(route) = route else {
+            (stats.route_name, stats.operation) = (None, None);
+            return;
+        };
         stats.virtual_host = route.host().map(|h| h.name.clone());
         if let Some(route) = route.route() {
             stats.route_name = (!route.name.is_empty()).then(|| route.name.clone());
             stats.operation = route.operation.clone();
+        }
+    }
+
+    /// Which cluster it will be, before filters run: one of several may configure them.
+    fn choose(&mut self, route: Option<&RouteMatch>, head: &RequestHead) {
+        (self.chosen, self.finish.weighted) = (None, None);
+        if let Some(Action::Forward(forward)) = route.and_then(RouteMatch::route).map(|r| &r.action)
+            && let Some((cluster, weighted)) = forward.choose(head, self.dice[1])
+        {
+            (self.chosen, self.finish.weighted) = (Some(cluster), weighted);
         }
     }
 
@@ -162,25 +238,74 @@ impl Exchange {
         if let Reason::UpstreamReset { transport, .. } = &reply.reason {
             stats.transport_failure = transport.clone();
         }
-        let (mut head, body) = reply.into_message(finish.grpc, finish.head_only);
+        // Nobody is there to read it, but for a client that closed its half in the middle of a body.
+        let gone = reply.status == 0;
+        let reply = if gone { LocalReply { status: 400, ..reply } } else { reply };
+        let (mut head, mut body) = reply.into_message(finish.grpc && finish.web.is_none(), finish.head_only);
+        if let Some(web) = finish.web {
+            body = web.answer(&mut head, body);
+        }
         respond::finish_head(&session, &mut head, recorder.stats(), &finish, table.map(|t| &**t), true);
+        if gone {
+            recorder.stats().status = 0;
+        }
         let body = body::ResponseBody::wrap(body, recorder, None, finish.grpc);
         (head, body)
     }
 
     /// Runs the filters in order.
-    async fn filter(&mut self, head: &mut RequestHead, route: Option<&RouteMatch>) -> Result<(), LocalReply> {
+    async fn filter(
+        &mut self,
+        head: &mut RequestHead,
+        body: &mut Body,
+        table: &Arc<RouteTable>,
+        route: &mut Option<RouteMatch>,
+    ) -> Result<(), LocalReply> {
         let session = self.session.clone();
         for filter in &session.manager.filters {
-            let configured = route.and_then(|r| r.override_of(&filter.name));
+            let configured = route.as_ref().and_then(|r| r.override_of(&filter.name, self.finish.weighted));
             match &configured {
                 Some(Override::Disabled) => continue,
                 None if filter.disabled => continue,
                 _ => {}
             }
-            self.one_filter(filter, configured, head).await?;
+            match (&filter.kind, configured) {
+                // Asking takes far more state than what is decided here; few requests need it.
+                (Kind::ExtAuthz(f), Some(Override::ExtAuthz(s))) => Box::pin(self.ask(f, Some(&s), head, body)).await?,
+                (Kind::ExtAuthz(f), _) => Box::pin(self.ask(f, None, head, body)).await?,
+                (Kind::GrpcWeb, _) => self.translate(head, body),
+                (Kind::GlobalLimit(f), configured) => {
+                    let settings = match &configured {
+                        Some(Override::GlobalLimit(s)) => Some(&**s),
+                        _ => None,
+                    };
+                    if let Some(route) = route.as_ref() {
+                        Box::pin(self.limit_globally(f, settings, route, head)).await?;
+                    }
+                }
+                (_, configured) => self.one_filter(filter, configured, head).await?,
+            }
+            if std::mem::take(&mut self.reroute) {
+                *route = self.find(table, head)?;
+            }
         }
         Ok(())
+    }
+
+    /// Keeps a session at its endpoint.
+    fn pin(&mut self, session: Arc<filters::session::Session>, head: &RequestHead) {
+        if session.applies(head) {
+            let wanted = session.wanted(head);
+            self.finish.session = Some(Box::new((session, wanted)));
+        }
+    }
+
+    /// A call of gRPC-Web goes on as one of gRPC, and counts as one.
+    fn translate(&mut self, head: &mut RequestHead, body: &mut Body) {
+        let Some(web) = grpc_web::translate(head, body, &self.recorder.request) else { return };
+        self.finish.web = Some(web);
+        self.finish.grpc = true;
+        self.recorder.stats().grpc = true;
     }
 
     async fn one_filter(
@@ -202,6 +327,8 @@ impl Exchange {
                     Ok(())
                 }
             },
+            (Kind::Jwt(f), Some(Override::JwtRequirement(name))) => self.authenticate(f, Some(&name), head).await,
+            (Kind::Jwt(f), _) => self.authenticate(f, None, head).await,
             (Kind::RateLimit(_), Some(Override::RateLimit(limit))) => self.limit(&limit),
             (Kind::RateLimit(limit), _) => self.limit(limit),
             (Kind::HeaderMutation(request, _), None | Some(Override::Enabled)) => {
@@ -213,6 +340,14 @@ impl Exchange {
                 self.finish.mutations.push(ops);
                 Ok(())
             }
+            (Kind::Session(_), Some(Override::Session(session))) => {
+                self.pin(session, head);
+                Ok(())
+            }
+            (Kind::Session(Some(session)), _) => {
+                self.pin(session.clone(), head);
+                Ok(())
+            }
             (Kind::HealthCheck { pass_through: false, headers }, _) if headers.iter().all(|h| h.matches(head)) => {
                 Err(Reason::HealthCheck.into())
             }
@@ -220,28 +355,20 @@ impl Exchange {
         }
     }
 
-    fn limit(&mut self, limit: &Arc<RateLimit>) -> Result<(), LocalReply> {
-        match limit.check(|| self.session.worker.rng.next_u64()) {
-            Some(reply) => {
-                self.finish.limited = Some(limit.clone());
-                Err(reply)
-            }
-            None => Ok(()),
-        }
-    }
-
     fn authorize(&mut self, filter: &rbac::Filter, head: &RequestHead) -> Result<(), LocalReply> {
         let stats = self.recorder.stats();
-        let attributes =
-            rbac::Attributes { conn: &self.session.conn, head: Some(head), client: stats.client, metadata: None };
+        let (conn, metadata) = (&self.session.conn, Some(&stats.metadata));
+        let attributes = rbac::Attributes { conn, head: Some(head), client: stats.client, metadata };
         let decision = filter.check(&attributes);
+        let why = decision.denied.is_some().then(|| filter.explain(&attributes).into());
         if let Some((prefix, verdict)) = decision.shadow {
+            rbac::note_shadow(&mut stats.metadata, rbac::HTTP_METADATA, &prefix, &verdict);
             stats.shadow.push(ShadowResult { prefix, allowed: verdict.allowed, policy: verdict.policy });
         }
         match decision.denied {
             None => Ok(()),
             Some(policy) => {
-                stats.denial = Some(filter.explain(&attributes).into());
+                stats.denial = why;
                 Err(Reason::RbacDenied(policy).into())
             }
         }
@@ -262,9 +389,11 @@ impl Exchange {
 }
 
 impl RouteMatch {
-    /// Configuration of a filter: the route's, else the host's.
-    fn override_of(&self, name: &str) -> Option<Override> {
-        let of_route = self.route().and_then(|r| r.overrides.get(name));
-        of_route.or_else(|| self.host().and_then(|h| h.overrides.get(name))).cloned()
+    /// Configuration of a filter: of the cluster chosen among several, else the route's, else the host's.
+    fn override_of(&self, name: &str, weighted: Option<usize>) -> Option<Override> {
+        let route = self.route();
+        let of_cluster = route.zip(weighted).and_then(|(r, i)| r.weighted(i)?.overrides.get(name));
+        let of_route = || route.and_then(|r| r.overrides.get(name));
+        of_cluster.or_else(of_route).or_else(|| self.host().and_then(|h| h.overrides.get(name))).cloned()
     }
 }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::{HeaderName, HeaderValue, Version, header};
 use mesh_api::model::{ForwardClientCert, StripPort, Underscores};
 
+use super::super::headers;
 use super::super::local_reply::{LocalReply, Reason};
 use super::super::message::{Authority, RequestHead, Scheme, split_port};
 use super::super::path::{self, Outcome};
@@ -19,22 +20,28 @@ const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const EXTERNAL: HeaderName = HeaderName::from_static("x-envoy-external-address");
 
-/// Headers by which a trusted peer steers this proxy; nobody from outside may.
-const CONTROL: [&str; 13] = [
-    "x-envoy-decorator-operation",
-    "x-envoy-downstream-service-cluster",
-    "x-envoy-downstream-service-node",
+/// Headers by which this proxy is steered. Filters may set them; from clients they are taken off, all of which count as
+/// outside, as they do in Envoy when nobody says which addresses are inside.
+const CONTROL: [&str; 15] = [
     "x-envoy-expected-rq-timeout-ms",
     "x-envoy-force-trace",
+    "x-envoy-hedge-on-per-try-timeout",
     "x-envoy-internal",
     "x-envoy-ip-tags",
     "x-envoy-max-retries",
+    "x-envoy-original-url",
+    "x-envoy-retriable-header-names",
     "x-envoy-retriable-status-codes",
     "x-envoy-retry-grpc-on",
     "x-envoy-retry-on",
+    "x-envoy-upstream-alt-stat-name",
     "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-rq-timeout-alt-response",
     "x-envoy-upstream-rq-timeout-ms",
 ];
+/// Headers by which proxies tell each other what they are; from behind the edge only.
+const TOLD: [&str; 3] =
+    ["x-envoy-decorator-operation", "x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node"];
 
 /// Checks and normalises.
 pub fn prepare(session: &Session, head: &mut RequestHead, stats: &mut ExchangeStats) -> Result<(), LocalReply> {
@@ -130,10 +137,9 @@ fn forwarded(session: &Session, head: &mut RequestHead, stats: &mut ExchangeStat
     let hops = usize::try_from(config.xff_num_trusted_hops).unwrap_or(usize::MAX);
     let listed = last_forwarded(head, hops, config.use_remote_address);
     stats.client = listed.map_or(peer, |ip| SocketAddr::new(ip, 0));
+    headers::remove(&mut head.headers, &CONTROL);
     if config.use_remote_address {
-        for name in CONTROL {
-            head.headers.remove(name);
-        }
+        headers::remove(&mut head.headers, &TOLD);
         if !config.skip_xff_append {
             append_forwarded(head, peer.ip());
         }
@@ -238,7 +244,7 @@ fn certificate_element(session: &Session) -> Option<String> {
 }
 
 /// A certificate as URL-encoded PEM.
-fn pem(der: &[u8]) -> String {
+pub fn pem(der: &[u8]) -> String {
     use base64::Engine as _;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let mut out = String::from("-----BEGIN CERTIFICATE-----\n");

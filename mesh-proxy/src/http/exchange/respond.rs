@@ -1,16 +1,19 @@
 //! The head of an answer as the client gets it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use mesh_api::model::ServerHeader;
 
-use super::super::filters::{Kind, cors::Cors, rate_limit::RateLimit};
-use super::super::header_ops::HeaderOps;
+use super::super::filters::{Kind, cors::Cors, ext_authz::ResponseChanges, session::Session};
+use super::super::header_ops::{HeaderOps, append};
+use super::super::headers::GRPC_STATUS;
 use super::super::message::ResponseHead;
 use super::super::router::{RouteMatch, RouteTable};
 use super::super::stats::{ExchangeStats, capture};
-use super::{PEER, PEER_ID, Session};
+use super::grpc_web::Web;
+use super::{PEER, PEER_ID, Session as Downstream};
 
 /// What has to be done to the answer, collected on the way up.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub struct Finish {
     pub head_only: bool,
     /// gRPC.
     pub grpc: bool,
+    /// It came as gRPC-Web, and is answered so.
+    pub web: Option<Web>,
     /// The route.
     pub route: Option<RouteMatch>,
     /// Which of several clusters.
@@ -27,10 +32,14 @@ pub struct Finish {
     pub cors: Option<(Arc<Cors>, HeaderValue)>,
     /// Changes of the route's header mutation filters.
     pub mutations: Vec<Arc<(HeaderOps, HeaderOps)>>,
-    /// The limit that refused it.
-    pub limited: Option<Arc<RateLimit>>,
+    /// Changes that authorizers and rate limit services ask for.
+    pub told: ResponseChanges,
+    /// Operations of the limit that refused it.
+    pub limited: Option<Arc<HeaderOps>>,
     /// The peer wants to know who we are.
     pub peer_asked: bool,
+    /// Its session, and the endpoint that the client remembers.
+    pub session: Option<Box<(Arc<Session>, Option<SocketAddr>)>>,
     /// Cookies of the hash policy.
     pub cookies: Vec<HeaderValue>,
 }
@@ -41,12 +50,15 @@ impl Finish {
         Self {
             head_only,
             grpc,
+            web: None,
             route: None,
             weighted: None,
             cors: None,
             mutations: vec![],
+            told: vec![],
             limited: None,
             peer_asked: false,
+            session: None,
             cookies: vec![],
         }
     }
@@ -58,7 +70,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Applies everything, in Envoy's order: filters, route, host, table; then what the manager adds.
 pub fn finish_head(
-    session: &Session,
+    session: &Downstream,
     head: &mut ResponseHead,
     stats: &mut ExchangeStats,
     finish: &Finish,
@@ -67,13 +79,14 @@ pub fn finish_head(
 ) {
     let manager = &session.manager;
     stats.status = head.status.as_u16();
-    let grpc_status = head.headers.get("grpc-status").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    let grpc_status = head.headers.get(&GRPC_STATUS).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     stats.grpc_status = grpc_status.or(stats.grpc_status);
     if !local && !manager.suppress_envoy_headers {
-        let took = stats.times.upstream_start.zip(stats.times.upstream_head);
+        // All tries together; nothing when it came before the request had.
+        let took = stats.times.request_end.zip(stats.times.upstream_head);
         let millis = took.map(|(a, b)| u64::try_from(b.saturating_duration_since(a).as_millis()).unwrap_or(u64::MAX));
         if let Some(millis) = millis {
-            head.headers.insert(SERVICE_TIME, HeaderValue::from(millis));
+            head.headers.insert(SERVICE_TIME, session.worker.service_time.value(millis));
         }
     }
     if let Some((cors, origin)) = &finish.cors {
@@ -87,8 +100,17 @@ pub fn finish_head(
     for ops in &finish.mutations {
         ops.1.apply_response(&mut head.headers, stats);
     }
+    if let (Some((kept, wanted)), false) = (finish.session.as_deref(), local)
+        && let Some(endpoint) = stats.endpoint.as_ref().and_then(|e| e.socket_addr())
+        && *wanted != Some(endpoint)
+    {
+        kept.tell(endpoint, &mut head.headers);
+    }
+    for (name, value, action) in &finish.told {
+        append(&mut head.headers, name, value.clone(), *action);
+    }
     if let Some(limit) = &finish.limited {
-        limit.headers.apply_response(&mut head.headers, stats);
+        limit.apply_response(&mut head.headers, stats);
     }
     let route = finish.route.as_ref();
     if let (Some(index), Some(route)) = (finish.weighted, route.and_then(RouteMatch::route))
@@ -117,7 +139,7 @@ pub fn finish_head(
     stats.times.response_start = Some(tokio::time::Instant::now());
 }
 
-fn manager_headers(session: &Session, head: &mut ResponseHead, stats: &ExchangeStats, finish: &Finish, local: bool) {
+fn manager_headers(session: &Downstream, head: &mut ResponseHead, stats: &ExchangeStats, finish: &Finish, local: bool) {
     let manager = &session.manager;
     match manager.config.server_header {
         ServerHeader::PassThrough if !local => {}
@@ -126,11 +148,10 @@ fn manager_headers(session: &Session, head: &mut ResponseHead, stats: &ExchangeS
             head.headers.insert(header::SERVER, manager.server.clone());
         }
     }
-    if !head.headers.contains_key(header::DATE) {
-        let now = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
-        if let Ok(value) = HeaderValue::from_str(&now) {
-            head.headers.insert(header::DATE, value);
-        }
+    if !head.headers.contains_key(header::DATE)
+        && let Some(value) = session.worker.date.value(jiff::Timestamp::now())
+    {
+        head.headers.insert(header::DATE, value);
     }
     if let Some(via) = &manager.via {
         head.headers.append(header::VIA, via.clone());

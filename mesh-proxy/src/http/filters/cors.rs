@@ -13,6 +13,8 @@ use crate::http::message::RequestHead;
 #[derive(Debug)]
 pub struct Cors {
     origins: Box<[StringMatch]>,
+    /// A pattern matches the star itself: everybody is allowed.
+    everybody: bool,
     methods: Option<HeaderValue>,
     headers: Option<HeaderValue>,
     expose: Option<HeaderValue>,
@@ -46,8 +48,10 @@ impl Cors {
     /// # Errors
     /// A pattern or value that is not valid.
     pub fn compile(p: &model::CorsPolicy) -> Result<Self, ConfigError> {
+        let origins: Box<[StringMatch]> = p.allow_origins.iter().map(StringMatch::compile).collect::<Result<_, _>>()?;
         Ok(Self {
-            origins: p.allow_origins.iter().map(StringMatch::compile).collect::<Result<_, _>>()?,
+            everybody: origins.iter().any(|m| m.matches(b"*")),
+            origins,
             methods: value(&p.allow_methods)?,
             headers: value(&p.allow_headers)?,
             expose: value(&p.expose_headers)?,
@@ -64,7 +68,7 @@ impl Cors {
         if random % 1_000_000 >= u64::from(self.share) {
             return Outcome::None;
         }
-        let allowed = self.origins.iter().any(|m| m.matches(origin.as_bytes()));
+        let allowed = self.everybody || self.origins.iter().any(|m| m.matches(origin.as_bytes()));
         let preflight =
             head.method == Method::OPTIONS && head.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
         match (allowed, preflight) {
@@ -104,5 +108,24 @@ impl Cors {
         if let Some(expose) = &self.expose {
             headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, expose.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marked(allowed: model::StringMatcher, origin: &'static str) -> bool {
+        let policy = model::CorsPolicy { allow_origins: vec![allowed], ..model::CorsPolicy::default() };
+        let mut head = crate::http::testing::get("a.test", "/");
+        head.headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
+        matches!(Cors::compile(&policy).unwrap().request(&head, 0), Outcome::Mark(_))
+    }
+
+    #[test]
+    fn a_star_allows_every_origin() {
+        assert!(marked(model::StringMatcher::exact("*"), "http://a.test"));
+        assert!(marked(model::StringMatcher::exact("http://a.test"), "http://a.test"));
+        assert!(!marked(model::StringMatcher::exact("http://a.test"), "http://b.test"));
     }
 }

@@ -2,15 +2,27 @@
 //! upstream connection.
 
 pub mod cors;
+pub mod descriptors;
+pub mod ext_authz;
 pub mod fault;
+pub mod global_limit;
+pub mod jwt;
 pub mod rate_limit;
 pub mod rbac;
+pub mod session;
 
 use std::sync::Arc;
 
 use mesh_api::model::{self, FilterOverride, HttpFilterKind, Name, PeerMetadata};
 
-use self::{cors::Cors, fault::Fault, rate_limit::RateLimit};
+use self::{
+    cors::Cors,
+    ext_authz::ExtAuthz,
+    fault::Fault,
+    global_limit::{GlobalLimit, Settings},
+    rate_limit::RateLimit,
+    session::Session,
+};
 use super::{header_ops::HeaderOps, matchers::HeaderMatch, stats::Needs};
 use crate::config::ConfigError;
 
@@ -35,12 +47,18 @@ pub enum Kind {
     },
     /// Allows or denies.
     Rbac(Arc<rbac::Filter>),
+    /// Asks an external authorizer.
+    ExtAuthz(Arc<ExtAuthz>),
     /// Delays and aborts.
     Fault(Arc<Fault>),
     /// Cross-origin rules of the route.
     Cors,
+    /// Translates gRPC-Web.
+    GrpcWeb,
     /// Limits the rate.
     RateLimit(Arc<RateLimit>),
+    /// Asks a service that limits the rate.
+    GlobalLimit(Arc<GlobalLimit>),
     /// Changes heads.
     HeaderMutation(HeaderOps, HeaderOps),
     /// Answers health checks.
@@ -50,10 +68,14 @@ pub enum Kind {
         /// What makes a request one.
         headers: Box<[HeaderMatch]>,
     },
+    /// Keeps a session at its endpoint; `None`: only where a route says how.
+    Session(Option<Arc<Session>>),
     /// Exchanges peer metadata.
     PeerMetadata(PeerMetadata),
     /// Offers Istio's ALPN names upstream.
     IstioAlpn,
+    /// Checks tokens.
+    Jwt(Arc<jwt::Filter>),
     /// What it means is done by telemetry.
     Telemetry,
 }
@@ -64,16 +86,16 @@ impl Filter {
     /// # Errors
     /// A pattern, header name or operator that is not valid; a filter that does not exist here.
     pub fn compile(filter: &model::HttpFilter, needs: &mut Needs) -> Result<Self, ConfigError> {
-        let unsupported =
-            |what: &str| Err(ConfigError::new(format!("filter {:?}: {what} is not supported yet", filter.name)));
         let kind = match &filter.kind {
             HttpFilterKind::Router(router) => Kind::Router { suppress_envoy_headers: router.suppress_envoy_headers },
             HttpFilterKind::Rbac(f) => Kind::Rbac(Arc::new(rbac::Filter::compile(f)?)),
+            HttpFilterKind::ExtAuthz(f) => Kind::ExtAuthz(Arc::new(ExtAuthz::compile(f)?)),
             HttpFilterKind::Fault(f) => Kind::Fault(Fault::compile(f)?),
             HttpFilterKind::Cors => Kind::Cors,
             HttpFilterKind::GrpcStats { .. } | HttpFilterKind::IstioStats(_) => Kind::Telemetry,
-            HttpFilterKind::GrpcWeb => return unsupported("gRPC-Web"),
+            HttpFilterKind::GrpcWeb => Kind::GrpcWeb,
             HttpFilterKind::LocalRateLimit(limit) => Kind::RateLimit(RateLimit::compile(limit)?),
+            HttpFilterKind::GlobalRateLimit(limit) => Kind::GlobalLimit(Arc::new(GlobalLimit::compile(limit)?)),
             HttpFilterKind::HeaderMutation { request, response } => {
                 let response = HeaderOps::compile(response)?;
                 response.needs(needs);
@@ -82,11 +104,12 @@ impl Filter {
             HttpFilterKind::HealthCheck { pass_through, headers } => {
                 Kind::HealthCheck { pass_through: *pass_through, headers: HeaderMatch::compile_all(headers)? }
             }
-            // Without a configuration it does something only where a route has one, and those are refused.
-            HttpFilterKind::StatefulSession(None) => Kind::Telemetry,
-            HttpFilterKind::StatefulSession(Some(_)) => return unsupported("session affinity"),
+            HttpFilterKind::StatefulSession(s) => {
+                Kind::Session(s.as_ref().map(|s| Session::compile(s).map(Arc::new)).transpose()?)
+            }
             HttpFilterKind::IstioAlpn => Kind::IstioAlpn,
             HttpFilterKind::PeerMetadata(config) => Kind::PeerMetadata(*config),
+            HttpFilterKind::JwtAuthn(config) => Kind::Jwt(Arc::new(jwt::Filter::compile(config)?)),
         };
         Ok(Self { name: filter.name.clone(), disabled: filter.disabled, kind })
     }
@@ -109,10 +132,18 @@ pub enum Override {
     Fault(Arc<Fault>),
     /// Rules.
     Rbac(Arc<rbac::Filter>),
+    /// Settings of the question.
+    ExtAuthz(Arc<model::AuthzSettings>),
     /// Limit.
     RateLimit(Arc<RateLimit>),
+    /// What a service that limits is told.
+    GlobalLimit(Arc<Settings>),
     /// Changes.
     HeaderMutation(Arc<(HeaderOps, HeaderOps)>),
+    /// Session.
+    Session(Arc<Session>),
+    /// Another requirement, by name.
+    JwtRequirement(Name),
 }
 
 impl Overrides {
@@ -128,13 +159,14 @@ impl Overrides {
                 FilterOverride::Cors(policy) => Override::Cors(Arc::new(Cors::compile(policy)?)),
                 FilterOverride::Fault(f) => Override::Fault(Fault::compile(f)?),
                 FilterOverride::Rbac(f) => Override::Rbac(Arc::new(rbac::Filter::compile(f)?)),
+                FilterOverride::ExtAuthz(settings) => Override::ExtAuthz(Arc::new(settings.clone())),
                 FilterOverride::LocalRateLimit(l) => Override::RateLimit(RateLimit::compile(l)?),
+                FilterOverride::GlobalRateLimit(s) => Override::GlobalLimit(Arc::new(Settings::compile(s)?)),
                 FilterOverride::HeaderMutation { request, response } => {
                     Override::HeaderMutation(Arc::new((HeaderOps::compile(request)?, HeaderOps::compile(response)?)))
                 }
-                FilterOverride::StatefulSession(_) => {
-                    return Err(ConfigError::new(format!("filter {name:?}: session affinity is not supported yet")));
-                }
+                FilterOverride::JwtRequirement(name) => Override::JwtRequirement(name.clone()),
+                FilterOverride::StatefulSession(s) => Override::Session(Arc::new(Session::compile(s)?)),
             };
             Ok((name.clone(), compiled))
         };

@@ -17,11 +17,11 @@ pub struct RateLimit {
     max: u32,
     fill: u32,
     interval: Duration,
-    enabled: u32,
-    enforced: u32,
+    enabled: model::Fraction,
+    enforced: model::Fraction,
     status: u16,
     /// Operations on refusals.
-    pub headers: HeaderOps,
+    pub headers: Arc<HeaderOps>,
     bucket: Mutex<Bucket>,
 }
 
@@ -41,18 +41,17 @@ impl RateLimit {
             max: l.max_tokens,
             fill: l.tokens_per_fill,
             interval: l.fill_interval,
-            enabled: l.enabled.0,
-            enforced: l.enforced.0,
+            enabled: l.enabled,
+            enforced: l.enforced,
             status: l.status,
-            headers: HeaderOps::compile(&l.response_headers)?,
+            headers: Arc::new(HeaderOps::compile(&l.response_headers)?),
             bucket: Mutex::new(Bucket { tokens: l.max_tokens, filled: None }),
         }))
     }
 
     /// The refusal of a request that comes too early.
     pub fn check(&self, mut random: impl FnMut() -> u64) -> Option<LocalReply> {
-        let mut hit = |share: u32| share >= 1_000_000 || random() % 1_000_000 < u64::from(share);
-        if !hit(self.enabled) || self.take(Instant::now()) || !hit(self.enforced) {
+        if !self.enabled.takes(&mut random) || self.take(Instant::now()) || !self.enforced.takes(&mut random) {
             return None;
         }
         let reply = LocalReply::from(Reason::LocalRateLimited { status: self.status });

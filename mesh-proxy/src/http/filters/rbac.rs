@@ -7,13 +7,14 @@
 
 use std::{borrow::Cow, net::SocketAddr};
 
-use mesh_api::model::{self, CidrRange, MetadataValue, Name, RbacAction};
+use mesh_api::model::{self, CidrRange, Name, RbacAction};
 
 use crate::{
     config::ConfigError,
     http::{
         matchers::{HeaderMatch, Several, StringMatch},
         message::RequestHead,
+        metadata_match::MetadataMatch,
         template::Template,
     },
     net::ConnInfo,
@@ -78,25 +79,8 @@ enum Cond {
     Authenticated(Option<StringMatch>),
     DirectRemoteIp(CidrRange),
     RemoteIp(CidrRange),
-    Metadata(Metadata),
+    Metadata(MetadataMatch),
     FilterState(Name, StringMatch),
-}
-
-#[derive(Debug)]
-struct Metadata {
-    filter: Name,
-    path: Vec<Name>,
-    value: MetaValue,
-    invert: bool,
-}
-
-#[derive(Debug)]
-enum MetaValue {
-    String(StringMatch),
-    Bool(bool),
-    Present(bool),
-    ListOneOf(Box<MetaValue>),
-    OneOf(Box<[MetaValue]>),
 }
 
 impl Engine {
@@ -170,7 +154,7 @@ fn permission(p: &model::Permission) -> Result<Cond, ConfigError> {
         P::DestinationPort(port) => Cond::DestinationPort(*port, u32::from(*port) + 1),
         P::DestinationPortRange(start, end) => Cond::DestinationPort(*start, u32::from(*end)),
         P::RequestedServerName(m) => Cond::ServerName(StringMatch::compile(m)?),
-        P::Metadata(m) => Cond::Metadata(metadata(m)?),
+        P::Metadata(m) => Cond::Metadata(MetadataMatch::compile(m)?),
     })
 }
 
@@ -188,22 +172,9 @@ fn principal(p: &model::Principal) -> Result<Cond, ConfigError> {
         P::RemoteIp(range) => Cond::RemoteIp(*range),
         P::Header(m) => Cond::Header(HeaderMatch::compile(m)?),
         P::UrlPath(m) => Cond::Path(StringMatch::compile(m)?),
-        P::Metadata(m) => Cond::Metadata(metadata(m)?),
+        P::Metadata(m) => Cond::Metadata(MetadataMatch::compile(m)?),
         P::FilterState(key, m) => Cond::FilterState(key.clone(), StringMatch::compile(m)?),
     })
-}
-
-fn metadata(m: &model::MetadataMatch) -> Result<Metadata, ConfigError> {
-    fn value(v: &MetadataValue) -> Result<MetaValue, ConfigError> {
-        Ok(match v {
-            MetadataValue::String(s) => MetaValue::String(StringMatch::compile(s)?),
-            MetadataValue::Bool(b) => MetaValue::Bool(*b),
-            MetadataValue::Present(p) => MetaValue::Present(*p),
-            MetadataValue::ListOneOf(inner) => MetaValue::ListOneOf(Box::new(value(inner)?)),
-            MetadataValue::OneOf(list) => MetaValue::OneOf(list.iter().map(value).collect::<Result<_, _>>()?),
-        })
-    }
-    Ok(Metadata { filter: m.filter.clone(), path: m.path.clone(), value: value(&m.value)?, invert: m.invert })
 }
 
 impl Cond {
@@ -230,7 +201,7 @@ impl Cond {
             Cond::Authenticated(m) => authenticated(a.conn, m.as_ref(), refuses),
             Cond::DirectRemoteIp(range) => range.contains(a.conn.peer.ip()),
             Cond::RemoteIp(range) => range.contains(a.client.ip()),
-            Cond::Metadata(m) => m.eval(a.metadata),
+            Cond::Metadata(m) => a.metadata.map_or_else(|| m.matches_none(), |facts| m.matches(facts)),
             Cond::FilterState(key, m) => filter_state(a.conn, key).is_some_and(|v| m.matches(v.as_bytes())),
         }
     }
@@ -267,7 +238,7 @@ impl Cond {
             },
             Cond::DirectRemoteIp(_) => format!("source address is {}", a.conn.peer.ip()),
             Cond::RemoteIp(_) => format!("client address is {}", a.client.ip()),
-            Cond::Metadata(m) => format!("metadata {}/{}", m.filter, m.path.join("/")),
+            Cond::Metadata(m) => format!("metadata {m}"),
             Cond::FilterState(key, _) => format!("filter state {key}"),
             Cond::Any | Cond::And(_) | Cond::Or(_) => "condition".to_owned(),
         }
@@ -308,36 +279,31 @@ fn filter_state<'a>(conn: &'a ConnInfo, key: &str) -> Option<&'a Name> {
     }
 }
 
-impl Metadata {
-    fn eval(&self, metadata: Option<&model::Metadata>) -> bool {
-        let mut value = metadata.and_then(|m| m.get(&*self.filter));
-        for key in &self.path {
-            value = value.and_then(|v| v.get(&**key));
-        }
-        self.value.eval(value) != self.invert
-    }
-}
-
-impl MetaValue {
-    fn eval(&self, value: Option<&serde_json::Value>) -> bool {
-        use serde_json::Value as V;
-        match (self, value) {
-            (MetaValue::Present(p), v) => v.is_some() == *p,
-            (MetaValue::OneOf(list), v) => list.iter().any(|m| m.eval(v)),
-            (MetaValue::String(m), Some(V::String(s))) => m.matches(s.as_bytes()),
-            (MetaValue::Bool(b), Some(V::Bool(v))) => b == v,
-            (MetaValue::ListOneOf(m), Some(V::Array(list))) => list.iter().any(|v| m.eval(Some(v))),
-            _ => false,
-        }
-    }
-}
-
 /// An RBAC filter: what is enforced and what is only reported.
 #[derive(Debug)]
 pub struct Filter {
     rules: Option<Engine>,
     shadow: Option<Engine>,
     shadow_prefix: Name,
+}
+
+/// Where what shadow rules say of a request is kept.
+pub const HTTP_METADATA: &str = "envoy.filters.http.rbac";
+/// Where what they say of a connection is kept.
+pub const NETWORK_METADATA: &str = "envoy.filters.network.rbac";
+
+/// Tells filters that follow, and logs, what shadow rules say, in Envoy's words.
+pub fn note_shadow(metadata: &mut model::Metadata, filter: &str, prefix: &str, verdict: &Verdict) {
+    let mut put = |key: &str, value: &str| {
+        let all = metadata.entry(filter.to_owned()).or_insert_with(|| serde_json::Value::Object(Default::default()));
+        if let Some(all) = all.as_object_mut() {
+            all.insert(format!("{prefix}{key}"), value.into());
+        }
+    };
+    if let Some(policy) = &verdict.policy {
+        put("shadow_effective_policy_id", policy);
+    }
+    put("shadow_engine_result", if verdict.allowed { "allowed" } else { "denied" });
 }
 
 /// Outcome of [`Filter::check`].

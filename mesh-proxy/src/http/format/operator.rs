@@ -108,6 +108,8 @@ pub enum Operator {
     /// Known when it was parsed (`%HOSTNAME%`, `%ENVIRONMENT(X)%`).
     Constant(Box<str>),
     Request(Lookup),
+    /// As [`Operator::Request`], up to the first question mark.
+    RequestWithoutQuery(Lookup),
     Response(Lookup),
     Trailer(Lookup),
     StartTime(TimeFormat),
@@ -120,6 +122,7 @@ pub enum Operator {
     ResponseFlags,
     ResponseFlagsLong,
     TransportFailure,
+    DownstreamTransportFailure,
     BytesReceived,
     BytesSent,
     RequestHeaderBytes,
@@ -150,12 +153,45 @@ pub enum Operator {
     },
     ClusterMetadata(Box<str>, Vec<Box<str>>),
     UpstreamMetadata(Box<str>, Vec<Box<str>>),
+    /// What filters tell of a request or connection: of tokens, of authorizers, of dry runs.
+    DynamicMetadata(Box<str>, Vec<Box<str>>, Option<usize>),
     AccessLogType,
     TraceId,
     SpanId,
-    /// Accepted, always without a value: dynamic metadata and filter state that no filter here writes.
+    /// Accepted, always without a value: filter state, and metadata that nothing here has.
     Absent,
 }
+
+/// What Envoy has and nothing here knows: without a value, rather than a reason to refuse a listener.
+const UNKNOWN_HERE: [&str; 27] = [
+    "BYTES_RETRANSMITTED",
+    "COMMON_DURATION",
+    "CUSTOM_FLAGS",
+    "DOWNSTREAM_DETECTED_CLOSE_TYPE",
+    "DOWNSTREAM_HANDSHAKE_DURATION",
+    "DOWNSTREAM_HEADER_BYTES_RECEIVED",
+    "DOWNSTREAM_HEADER_BYTES_SENT",
+    "DOWNSTREAM_LOCAL_CLOSE_REASON",
+    "DOWNSTREAM_PEER_CERT",
+    "DOWNSTREAM_PEER_FINGERPRINT_1",
+    "DOWNSTREAM_WIRE_BYTES_RECEIVED",
+    "DOWNSTREAM_WIRE_BYTES_SENT",
+    "PACKETS_RETRANSMITTED",
+    "TLS_JA3_FINGERPRINT",
+    "TLS_JA4_FINGERPRINT",
+    "UPSTREAM_CONNECTION_POOL_READY_DURATION",
+    "UPSTREAM_DETECTED_CLOSE_TYPE",
+    "UPSTREAM_HEADER_BYTES_RECEIVED",
+    "UPSTREAM_HEADER_BYTES_SENT",
+    "UPSTREAM_HOSTS_ATTEMPTED",
+    "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT",
+    "UPSTREAM_HOST_NAMES_ATTEMPTED",
+    "UPSTREAM_LOCAL_CLOSE_REASON",
+    "UPSTREAM_PEER_CERT",
+    "UPSTREAM_WIRE_BYTES_RECEIVED",
+    "UPSTREAM_WIRE_BYTES_SENT",
+    "VIRTUAL_CLUSTER_NAME",
+];
 
 impl Operator {
     /// Parses what stands between the percent signs.
@@ -169,6 +205,9 @@ impl Operator {
         }
         Ok(match name {
             "REQ" | "REQUEST_HEADER" => O::Request(lookup(needed()?, max).ok_or_else(|| bad("bad header name"))?),
+            "REQ_WITHOUT_QUERY" => {
+                O::RequestWithoutQuery(lookup(needed()?, max).ok_or_else(|| bad("bad header name"))?)
+            }
             "RESP" | "RESPONSE_HEADER" => O::Response(lookup(needed()?, max).ok_or_else(|| bad("bad header name"))?),
             "TRAILER" | "RESPONSE_TRAILER" => O::Trailer(lookup(needed()?, max).ok_or_else(|| bad("bad header name"))?),
             "START_TIME" | "EMIT_TIME" => O::StartTime(TimeFormat::parse(argument.unwrap_or(""))?),
@@ -181,6 +220,7 @@ impl Operator {
             "RESPONSE_FLAGS" => O::ResponseFlags,
             "RESPONSE_FLAGS_LONG" => O::ResponseFlagsLong,
             "UPSTREAM_TRANSPORT_FAILURE_REASON" => O::TransportFailure,
+            "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => O::DownstreamTransportFailure,
             "BYTES_RECEIVED" => O::BytesReceived,
             "BYTES_SENT" => O::BytesSent,
             "REQUEST_HEADERS_BYTES" => O::RequestHeaderBytes,
@@ -200,7 +240,6 @@ impl Operator {
             "STREAM_ID" | "UNIQUE_ID" => O::StreamId,
             "REQUESTED_SERVER_NAME" => O::ServerName,
             "ROUTE_NAME" => O::RouteName,
-            "VIRTUAL_CLUSTER_NAME" => O::Absent,
             "VIRTUAL_HOST_NAME" => O::VirtualHostName,
             "FILTER_CHAIN_NAME" => O::FilterChain,
             "GRPC_STATUS" => O::GrpcStatus,
@@ -215,7 +254,22 @@ impl Operator {
                 let (space, keys) = metadata(needed()?);
                 O::UpstreamMetadata(space, keys)
             }
-            "DYNAMIC_METADATA" | "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
+            "METADATA" => {
+                let (kind, rest) = needed()?.split_once(':').ok_or_else(|| bad("needs a kind and a namespace"))?;
+                let (space, keys) = metadata(rest);
+                match kind {
+                    "CLUSTER" => O::ClusterMetadata(space, keys),
+                    "UPSTREAM_HOST" => O::UpstreamMetadata(space, keys),
+                    "DYNAMIC" => O::DynamicMetadata(space, keys, max),
+                    "ROUTE" | "LISTENER" | "VIRTUAL_HOST" => O::Absent,
+                    _ => return Err(bad("unknown kind of metadata")),
+                }
+            }
+            "DYNAMIC_METADATA" => {
+                let (space, keys) = metadata(needed()?);
+                O::DynamicMetadata(space, keys, max)
+            }
+            "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
                 needed()?;
                 O::Absent
             }
@@ -224,6 +278,7 @@ impl Operator {
             "ACCESS_LOG_TYPE" => O::AccessLogType,
             "TRACE_ID" => O::TraceId,
             "SPAN_ID" => O::SpanId,
+            name if UNKNOWN_HERE.contains(&name) => O::Absent,
             _ => return Err(bad("not known")),
         })
     }
@@ -234,11 +289,11 @@ impl Operator {
         matches!(
             self,
             O::Request(_)
+                | O::RequestWithoutQuery(_)
                 | O::Response(_)
                 | O::Trailer(_)
                 | O::Protocol
                 | O::UpstreamProtocol
-                | O::ResponseCodeDetails
                 | O::QueryParam(..)
                 | O::Path { .. }
         )
@@ -254,6 +309,9 @@ impl Operator {
         Some(match self {
             O::Constant(text) => Value::text(&**text),
             O::Request(l) => return l.find(|h| view.request_value(h)),
+            O::RequestWithoutQuery(l) => {
+                return l.find(|h| view.request_value(h).map(|v| v.split(|b| *b == b'?').next().unwrap_or(v)));
+            }
             O::Response(l) => return l.find(|h| view.response_value(h)),
             O::Trailer(l) => {
                 return l.find(|h| match h {
@@ -276,6 +334,7 @@ impl Operator {
             O::ResponseFlags => Value::text(stats.flags.text()),
             O::ResponseFlagsLong => Value::text(stats.flags.long_text()),
             O::TransportFailure => Value::text(stats.transport_failure.as_deref()?),
+            O::DownstreamTransportFailure => Value::text(stats.downstream_failure.as_deref()?),
             O::BytesReceived => Value::Number(stats.bytes_received),
             O::BytesSent => Value::Number(stats.bytes_sent),
             O::RequestHeaderBytes => Value::Number(stats.request_header_bytes),
@@ -342,6 +401,13 @@ impl Operator {
             O::UpstreamMetadata(space, keys) => {
                 Value::Json(dig(stats.endpoint.as_ref()?.config.metadata.get(&**space)?, keys)?)
             }
+            O::DynamicMetadata(space, keys, max) => {
+                let value = Value::Json(dig(stats.metadata.get(&**space)?, keys)?);
+                match max {
+                    Some(max) => value.cut(*max),
+                    None => value,
+                }
+            }
             O::AccessLogType => Value::text("DownstreamEnd"),
             O::TraceId => Value::text(crate::http::stats::hex(&stats.trace.as_ref()?.trace_id)),
             O::SpanId => Value::text(crate::http::stats::hex(&stats.trace.as_ref()?.span_id)),
@@ -352,7 +418,7 @@ impl Operator {
     /// Adds the headers that it reads.
     pub(super) fn needs(&self, needs: &mut Needs) {
         let (lookup, list) = match self {
-            Operator::Request(l) => (l, &mut needs.request),
+            Operator::Request(l) | Operator::RequestWithoutQuery(l) => (l, &mut needs.request),
             Operator::Response(l) => (l, &mut needs.response),
             Operator::Trailer(l) => (l, &mut needs.trailers),
             _ => return,

@@ -9,6 +9,7 @@ use mesh_api::model::{self, Fraction, Name, PathMatch, PathRewrite, RedirectPath
 use super::Ops;
 use crate::config::ConfigError;
 use crate::http::filters::Overrides;
+use crate::http::filters::descriptors::Rules;
 use crate::http::hash::HashPolicies;
 use crate::http::matchers::{Pattern, Substitution};
 use crate::http::message::{RequestHead, Scheme, split_port};
@@ -64,6 +65,10 @@ pub struct Forward {
     pub upgrades: Box<[(Box<str>, bool)]>,
     /// Circuit breaker.
     pub high_priority: bool,
+    /// What rate limit services are told.
+    pub limits: Rules,
+    /// The host's rules count too.
+    pub include_host_limits: bool,
 }
 
 /// Which cluster.
@@ -141,7 +146,7 @@ impl Action {
             model::Action::Forward(f) => Action::Forward(Box::new(Forward::compile(f, path, clusters, needs)?)),
             model::Action::Redirect(r) => Action::Redirect(Box::new(Redirect::compile(r)?)),
             model::Action::DirectResponse { status, body } => {
-                Action::Direct { status: *status, body: Bytes::copy_from_slice(body.as_bytes()) }
+                Action::Direct { status: *status, body: Bytes::copy_from_slice(body) }
             }
             model::Action::NonForwarding => Action::NonForwarding,
         })
@@ -226,6 +231,8 @@ impl Forward {
                 .collect(),
             hash: HashPolicies::compile(&f.hash)?,
             upgrades: f.upgrades.iter().map(|u| (u.kind.to_ascii_lowercase().into(), u.enabled)).collect(),
+            limits: Rules::compile(&f.rate_limits)?,
+            include_host_limits: f.include_host_rate_limits,
             high_priority: f.high_priority,
         })
     }

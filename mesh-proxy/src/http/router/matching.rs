@@ -1,10 +1,11 @@
 //! Whether a request fits a route.
 
-use mesh_api::model::{self, Fraction, PathMatch};
+use mesh_api::model::{self, Fraction, Metadata, PathMatch};
 
 use crate::config::ConfigError;
 use crate::http::matchers::{HeaderMatch, Pattern, QueryMatch};
 use crate::http::message::RequestHead;
+use crate::http::metadata_match::MetadataMatch;
 use crate::http::template::Template;
 use crate::net::ConnInfo;
 
@@ -19,6 +20,7 @@ pub struct Matcher {
     fraction: Option<Fraction>,
     tls_presented: Option<bool>,
     tls_validated: Option<bool>,
+    metadata: Box<[MetadataMatch]>,
 }
 
 #[derive(Debug)]
@@ -56,11 +58,12 @@ impl Matcher {
             fraction: m.fraction,
             tls_presented: m.tls_presented,
             tls_validated: m.tls_validated,
+            metadata: m.dynamic_metadata.iter().map(MetadataMatch::compile).collect::<Result<_, _>>()?,
         })
     }
 
-    /// Whether a request fits.
-    pub fn matches(&self, head: &RequestHead, conn: &ConnInfo, random: u64) -> bool {
+    /// Whether a request fits, of which filters said this.
+    pub fn matches(&self, head: &RequestHead, conn: &ConnInfo, random: u64, metadata: &Metadata) -> bool {
         self.path_matches(head)
             && self.headers.iter().all(|h| h.matches(head))
             && self.query.iter().all(|q| q.matches(head.query()))
@@ -68,6 +71,7 @@ impl Matcher {
             && self.fraction.is_none_or(|f| random % 1_000_000 < u64::from(f.0))
             && self.tls_presented.is_none_or(|w| conn.tls.as_ref().is_some_and(|t| t.peer_presented()) == w)
             && self.tls_validated.is_none_or(|w| conn.tls.as_ref().is_some_and(|t| t.validated) == w)
+            && self.metadata.iter().all(|m| m.matches(metadata))
     }
 
     fn path_matches(&self, head: &RequestHead) -> bool {

@@ -32,7 +32,7 @@ fn table(hosts: &[(&[&str], &[(&str, PathMatch)])]) -> Arc<RouteTable> {
 }
 
 fn found(table: &Arc<RouteTable>, host: &str, path: &str) -> String {
-    match table.find(&testing::get(host, path), &testing::conn(), 0) {
+    match table.find(&testing::get(host, path), &testing::conn(), 0, &model::Metadata::new()) {
         Found::Route(m) => m.route().unwrap().name.to_string(),
         Found::RequireTls => "tls".to_owned(),
         Found::Nothing(host) => format!("nothing {}", host.unwrap_or_default()),

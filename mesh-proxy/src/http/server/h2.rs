@@ -1,29 +1,32 @@
 //! HTTP/2 on hyper: streams of one connection. One of the few files that may name hyper.
 
-use std::{convert::Infallible, future::Future, io, pin::pin};
+use std::{convert::Infallible, io, pin::pin};
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Request, Response};
+use http::{HeaderValue, Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt as _;
 
-use super::{Client, h1::PendingTunnel, service};
-use crate::{drain, http::message::Body, net};
+use super::{
+    Client,
+    h1::{Incoming, PendingTunnel},
+    patience::{Patient, Streams, Watched},
+    service::{self, Call},
+};
+use crate::{drain, net};
 
 /// What every HTTP/2 client says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Streams at once when the configuration does not say.
 const STREAMS: u32 = 1024;
 
-/// Streams run on the worker's own thread.
-#[derive(Debug, Clone, Copy)]
-struct Local;
+/// What the codec spawns is a stream, or the tunnel that became of one.
+#[derive(Debug, Clone)]
+struct Run(Streams);
 
-impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
+impl<F: Future + 'static> hyper::rt::Executor<F> for Run {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
+        self.0.run(future);
     }
 }
 
@@ -49,7 +52,9 @@ pub async fn preface(mut io: net::Io) -> io::Result<(net::Io, bool)> {
 pub(super) async fn serve(client: Client, io: net::Io, drain: drain::Watch) {
     let manager = client.live.load_full();
     let config = &manager.config;
-    let mut builder = hyper::server::conn::http2::Builder::new(Local);
+    let times = config.timeouts;
+    let streams = Streams::new(times.stream_idle, config.max_requests_per_connection);
+    let mut builder = hyper::server::conn::http2::Builder::new(Run(streams.clone()));
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(config.max_concurrent_streams.unwrap_or(STREAMS))
@@ -66,16 +71,34 @@ pub(super) async fn serve(client: Client, io: net::Io, drain: drain::Watch) {
         async move {
             let connect = request.method() == Method::CONNECT;
             let tunnel = connect.then(|| PendingTunnel::new(hyper::upgrade::on(&mut request)));
-            let request = request.map(Body::from);
-            Ok::<Response<Body>, Infallible>(service::serve(session, request, tunnel, false).await)
+            // Extended CONNECT (RFC 8441).
+            let protocol = request.extensions_mut().remove::<hyper::ext::Protocol>();
+            let protocol = protocol.and_then(|p| HeaderValue::from_str(p.as_str()).ok());
+            let call = Call { session, tunnel, protocol, last: false, refused: None };
+            let request = request.map(|body| Incoming::http2(body, true));
+            // What the codec moves around and keeps a stream is small then.
+            let response = Box::pin(service::serve(call, request)).await;
+            Ok::<Response<Watched>, Infallible>(response.map(Watched::new))
         }
     });
+    let io = Patient::new(io, times.stream_idle);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
+    let over = async {
+        tokio::select! {
+            () = super::h1::times_max(&drain, times.max_connection) => {}
+            () = streams.spent() => {}
+            () = streams.idle(times.idle) => {}
+        }
+    };
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        () = drain.draining() => {
+        () = over => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                result = connection.as_mut() => result,
+                // A client that does not even answer is not waited for once its streams are over.
+                () = streams.idle(times.drain) => return,
+            }
         }
     };
     if let Err(error) = result {

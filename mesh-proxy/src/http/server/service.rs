@@ -8,71 +8,73 @@ use http::{
 };
 
 use super::super::exchange::{self, Session};
-use super::super::local_reply::{LocalReply, Reason};
+use super::super::headers::{HOP_BY_HOP, has_hop_by_hop};
+use super::super::local_reply::Reason;
 use super::super::message::{Authority, Body, RequestHead, ResponseHead};
 use super::h1::PendingTunnel;
 
-/// Headers that belong to one connection.
-const HOP_BY_HOP: [HeaderName; 6] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::TRANSFER_ENCODING,
-    header::TE,
-    header::UPGRADE,
-];
-
-/// Serves one request.
-pub async fn serve(
-    session: Rc<Session>,
-    request: Request<Body>,
-    tunnel: Option<PendingTunnel>,
-    last: bool,
-) -> Response<Body> {
-    let (parts, body) = request.into_parts();
-    let head_only = parts.method == Method::HEAD;
-    let (head, body) = match head(parts) {
-        Ok(head) => exchange::serve(session, head, body, tunnel).await,
-        Err(reason) => {
-            let (mut head, body) = LocalReply::from(reason).into_message(false, head_only);
-            head.headers.insert(header::SERVER, session.manager.server.clone());
-            (head, body)
-        }
-    };
-    answer(head, body, last)
+/// What the codec knows of a request beside the message.
+pub(super) struct Call {
+    /// What the request shares with others.
+    pub(super) session: Rc<Session>,
+    /// The client's end of a tunnel, should it become one.
+    pub(super) tunnel: Option<PendingTunnel>,
+    /// Protocol of an extended CONNECT.
+    pub(super) protocol: Option<HeaderValue>,
+    /// The connection takes no request after this one.
+    pub(super) last: bool,
+    /// It is not to be served, for this reason.
+    pub(super) refused: Option<Reason>,
 }
 
-/// The head as the exchange sees it.
-fn head(parts: http::request::Parts) -> Result<RequestHead, Reason> {
+/// Serves one request.
+pub(super) async fn serve(call: Call, request: Request<Body>) -> Response<Body> {
+    let Call { session, tunnel, protocol, last, refused } = call;
+    let (parts, body) = request.into_parts();
+    let version = parts.version;
+    let (head, invalid) = head(parts, protocol);
+    let refused = refused.or(invalid);
+    let last = last || refused.is_some();
+    let (head, body) = match refused {
+        None => exchange::serve(session, head, body, tunnel).await,
+        Some(reason) => exchange::refuse(session, &head, reason),
+    };
+    answer(head, body, version, last)
+}
+
+/// The head as the exchange sees it, and why it is none.
+fn head(parts: http::request::Parts, protocol: Option<HeaderValue>) -> (RequestHead, Option<Reason>) {
     let http::request::Parts { method, uri, version, mut headers, .. } = parts;
-    let from_uri = uri.authority().map(|a| a.as_str().to_owned());
+    let twice = headers.get_all(header::HOST).iter().nth(1).is_some();
     let host = headers.remove(header::HOST);
-    let authority = match (from_uri, host) {
+    let authority = match (uri.authority(), host) {
+        _ if twice => None,
         // An absolute target wins over the header (RFC 9112, 3.2.2).
-        (Some(authority), _) => Authority::parse(&authority),
+        (Some(authority), _) => Authority::parse(authority.as_str()),
         (None, Some(host)) => Authority::new(host),
         (None, None) => Some(Authority::empty()),
     };
-    let authority = authority.ok_or(Reason::InvalidHost)?;
-    if headers.contains_key(header::HOST) {
-        return Err(Reason::InvalidHost);
-    }
+    let invalid = authority.is_none().then_some(Reason::InvalidHost);
     let target = match uri.path_and_query() {
         Some(target) if !target.as_str().is_empty() => target.clone(),
-        _ if method == Method::CONNECT => PathAndQuery::from_static("/"),
         _ => PathAndQuery::from_static("/"),
     };
-    let mut out = RequestHead::new(method, authority, target);
+    // An extended CONNECT is to everything else what HTTP/1.1 has for it.
+    let method = if protocol.is_some() { Method::GET } else { method };
+    let mut out = RequestHead::new(method, authority.unwrap_or_else(Authority::empty), target);
     out.version = version;
-    let upgrade = headers.get(header::UPGRADE).cloned();
-    let trailers = headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    out.upgrade = upgrade.filter(|_| version == Version::HTTP_11 && wants_upgrade(&headers));
-    strip(&mut headers);
-    if trailers {
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    out.upgrade = protocol;
+    if has_hop_by_hop(&headers) {
+        let upgrade = headers.get(header::UPGRADE).filter(|_| version == Version::HTTP_11 && wants_upgrade(&headers));
+        out.upgrade = out.upgrade.or(upgrade.cloned());
+        let trailers = headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+        strip(&mut headers);
+        if trailers {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
     }
     out.headers = headers;
-    Ok(out)
+    (out, invalid)
 }
 
 fn wants_upgrade(headers: &HeaderMap) -> bool {
@@ -95,19 +97,60 @@ fn strip(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    for name in HOP_BY_HOP {
+    for name in &HOP_BY_HOP {
         headers.remove(name);
     }
 }
 
 /// The answer as the codec writes it.
-fn answer(head: ResponseHead, body: Body, last: bool) -> Response<Body> {
+fn answer(head: ResponseHead, body: Body, version: Version, last: bool) -> Response<Body> {
     let mut response = Response::new(body);
     let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
-    if last && !switching {
+    if switching && version == Version::HTTP_2 {
+        // To a CONNECT, yes is 200.
+        *response.status_mut() = StatusCode::OK;
+        response.headers_mut().remove(header::UPGRADE);
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+    } else if switching {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    } else if last && version != Version::HTTP_2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head_of(request: http::request::Builder) -> (RequestHead, Option<Reason>) {
+        head(request.body(()).unwrap().into_parts().0, None)
+    }
+
+    #[test]
+    fn there_is_one_host() {
+        let twice = Request::get("/").header("host", "a").header("host", "a");
+        assert_eq!(head_of(twice).1, Some(Reason::InvalidHost));
+        let also = Request::get("http://a/").header("host", "a").header("host", "b");
+        assert_eq!(head_of(also).1, Some(Reason::InvalidHost));
+        let (absolute, invalid) = head_of(Request::get("http://a/x").header("host", "b"));
+        assert_eq!((absolute.authority.as_str(), absolute.path(), invalid), ("a", "/x", None));
+        assert!(!absolute.headers.contains_key("host"));
+        let (bad, invalid) = head_of(Request::get("/x").header("host", "a b"));
+        assert_eq!((bad.path(), invalid), ("/x", Some(Reason::InvalidHost)));
+    }
+
+    #[test]
+    fn an_extended_connect_is_an_upgrade() {
+        let request = Request::connect("http://a/chat").version(Version::HTTP_2);
+        let protocol = HeaderValue::from_static("websocket");
+        let (head, _) = head(request.body(()).unwrap().into_parts().0, Some(protocol.clone()));
+        assert_eq!((head.method, head.target.path(), head.upgrade), (Method::GET, "/chat", Some(protocol)));
+        let mut yes = ResponseHead::new(StatusCode::SWITCHING_PROTOCOLS);
+        yes.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        let yes = answer(yes, Body::Empty, Version::HTTP_2, false);
+        assert_eq!((yes.status(), yes.headers().len()), (StatusCode::OK, 0));
+    }
 }

@@ -1,4 +1,5 @@
-//! HTTP/1.1 towards upstreams: one request at a time, the connection is used again once answer and request are complete.
+//! HTTP/1.1 towards upstreams: one request at a time. A connection is used again when the request was complete before
+//! its answer was.
 //! One of the few files that may name hyper.
 
 use std::{
@@ -20,7 +21,7 @@ use super::{
 use crate::{
     http::{
         message::{Authority, Body, RequestHead, ResponseHead},
-        server::h1::PendingTunnel,
+        server::h1::{Incoming, PendingTunnel},
     },
     upstream::{ErrorKind, UpstreamError, connect::UpstreamIo},
 };
@@ -133,7 +134,12 @@ pub(super) async fn open(io: UpstreamIo, conn: Rc<Conn>, pool: &Rc<Pool>) -> Res
                     match sender.poll_ready(cx) {
                         Poll::Ready(Ok(())) => driven.checkin(sender),
                         Poll::Ready(Err(_)) => driven.conn.finish(),
-                        Poll::Pending => *driven.returning.borrow_mut() = Some(sender),
+                        // The answer is complete, the request is not: what is left of it goes out, then the
+                        // connection ends. A peer that answers so early as a rule closes soon.
+                        Poll::Pending => {
+                            driven.conn.end(Life::Retiring);
+                            *driven.returning.borrow_mut() = Some(sender);
+                        }
                     }
                 }
                 if ended { Poll::Ready(()) } else { Poll::Pending }
@@ -226,7 +232,7 @@ impl H1Lease {
                     connection: Some(conn.info.clone()),
                 };
                 self.sender = Some(sender);
-                Sent::Answered(Box::new(head), Body::from(incoming), Lease::H1(self))
+                Sent::Answered(Box::new(head), Incoming::http1(incoming), Lease::H1(self))
             }
             Err(mut e) => match e.take_message() {
                 Some(request) => {

@@ -20,8 +20,8 @@ use super::{
 };
 use crate::{
     http::{
-        message::{Body, RequestHead, ResponseHead},
-        server::h1::PendingTunnel,
+        message::{Body, RequestHead, ResponseHead, Scheme},
+        server::h1::{Incoming, PendingTunnel},
     },
     upstream::{ErrorKind, UpstreamError, connect::UpstreamIo},
 };
@@ -46,6 +46,8 @@ pub(super) struct H2 {
     limit: u32,
     /// What the peer allows.
     peer_limit: Cell<u32>,
+    /// It allows none. One request waits for it to allow one all the same.
+    shut: Cell<bool>,
     extended_connect: Cell<bool>,
 }
 
@@ -66,6 +68,10 @@ pub(super) struct H2Lease {
 
 impl Drop for H2Lease {
     fn drop(&mut self) {
+        // Who lets no stream in is not asked again: the next request may find somebody else behind the address.
+        if self.h2.shut.get() {
+            self.h2.conn.end(Life::Retiring);
+        }
         self.h2.conn.finish();
         if let Some(pool) = self.h2.pool.upgrade() {
             pool.serve();
@@ -81,9 +87,7 @@ struct Local {
 
 impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
     fn execute(&self, future: F) {
-        let handle = tokio::task::spawn_local(async move {
-            future.await;
-        });
+        let handle = tokio::task::spawn_local(future);
         self.first.borrow_mut().get_or_insert_with(|| handle.abort_handle());
     }
 }
@@ -116,6 +120,7 @@ pub(super) async fn open(io: UpstreamIo, conn: Rc<Conn>, pool: &Rc<Pool>) -> Res
         sender: RefCell::new(Some(sender)),
         limit: http.max_concurrent_streams.unwrap_or(u32::MAX).max(1),
         peer_limit: Cell::new(bounded(connection.current_max_send_streams())),
+        shut: Cell::new(connection.current_max_send_streams() == 0),
         extended_connect: Cell::new(connection.is_extended_connect_protocol_enabled()),
     });
     let driven = h2.clone();
@@ -136,6 +141,7 @@ pub(super) async fn open(io: UpstreamIo, conn: Rc<Conn>, pool: &Rc<Pool>) -> Res
                     return Poll::Pending;
                 }
                 driven.extended_connect.set(connection.is_extended_connect_protocol_enabled());
+                driven.shut.set(connection.current_max_send_streams() == 0);
                 let limit = bounded(connection.current_max_send_streams());
                 if limit > driven.peer_limit.replace(limit)
                     && let Some(pool) = driven.pool.upgrade()
@@ -194,6 +200,7 @@ impl H2Lease {
         }
         let keep = (head.method.clone(), head.scheme, head.authority.clone(), head.target.clone());
         let (version, protocol) = (head.version, head.upgrade.clone());
+        let alone = http_body::Body::is_end_stream(&body);
         let request = match request(head, body) {
             Ok(r) => r,
             Err(e) => return failed(e),
@@ -214,7 +221,7 @@ impl H2Lease {
                     tunnel,
                     connection: Some(conn.info.clone()),
                 };
-                Sent::Answered(Box::new(head), Body::from(incoming), Lease::H2(self))
+                Sent::Answered(Box::new(head), Incoming::http2(incoming, alone), Lease::H2(self))
             }
             Err(mut e) => match e.take_message() {
                 Some(request) => {
@@ -235,14 +242,18 @@ impl H2Lease {
 
     /// Waits a moment for the peer's settings, which say whether it takes extended CONNECT.
     async fn settings(&self, sender: &mut SendRequest<Body>) -> bool {
-        if self.h2.conn.requests() > 0 || sender.ready().await.is_err() {
-            return self.h2.extended_connect.get();
+        if sender.ready().await.is_err() {
+            return false;
         }
-        for _ in 0..20 {
+        // Who has answered something has sent them.
+        let looks = if self.h2.conn.requests() > 0 { 2 } else { 20 };
+        for _ in 0..looks {
+            // They are read by another task than the one that looks at them.
+            self.h2.conn.wake();
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
             if self.h2.extended_connect.get() {
                 return true;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
         false
     }
@@ -253,19 +264,22 @@ fn request(head: RequestHead, body: Body) -> Result<Request<Body>, UpstreamError
     let RequestHead { method, scheme, authority, target, mut headers, upgrade, .. } = head;
     let unusable = || UpstreamError::new(ErrorKind::InvalidRequest, "authority cannot be sent over HTTP/2");
     let authority = http::uri::Authority::try_from(authority.as_str()).map_err(|_| unusable())?;
-    let uri = Uri::builder().authority(authority);
-    let uri = if method == Method::CONNECT && upgrade.is_none() {
-        uri.build()
-    } else {
-        uri.scheme(scheme.as_str()).path_and_query(target).build()
-    };
+    let mut uri = http::uri::Parts::default();
+    uri.authority = Some(authority);
+    if method != Method::CONNECT || upgrade.is_some() {
+        uri.scheme = Some(match scheme {
+            Scheme::Http => http::uri::Scheme::HTTP,
+            Scheme::Https => http::uri::Scheme::HTTPS,
+        });
+        uri.path_and_query = Some(target);
+    }
     headers.remove(header::HOST);
     if grpc {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     let mut request = Request::new(body);
     *request.method_mut() = if upgrade.is_some() { Method::CONNECT } else { method };
-    *request.uri_mut() = uri.map_err(|_| unusable())?;
+    *request.uri_mut() = Uri::from_parts(uri).map_err(|_| unusable())?;
     *request.version_mut() = Version::HTTP_2;
     *request.headers_mut() = headers;
     if let Some(protocol) = upgrade {

@@ -19,7 +19,10 @@ use std::{
 use http::{HeaderMap, HeaderName, Version, header};
 use mesh_api::model::{HttpUpstream, HttpVersionChoice, Name};
 use smallvec::SmallVec;
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
 
 use self::{
     body::{End, track},
@@ -33,7 +36,10 @@ use super::{
     connect::{ConnPermit, ConnectOptions, dial},
 };
 use crate::{
-    http::message::{Body, BodyError, RequestHead, ResponseHead},
+    http::{
+        headers::{GRPC_STATUS, has_hop_by_hop},
+        message::{Body, BodyError, RequestHead, ResponseHead},
+    },
     tls::ClientTls,
 };
 
@@ -57,6 +63,31 @@ pub struct SendOptions<'a> {
     pub server_name: Option<&'a str>,
     /// Source and destination for a PROXY protocol header, when the cluster sends one.
     pub proxied: Option<(SocketAddr, SocketAddr)>,
+    /// Told when the request has a connection.
+    pub leased: Option<&'a Leased>,
+}
+
+/// The moment at which a request got a connection.
+#[derive(Debug, Default)]
+pub struct Leased {
+    at: Cell<Option<Instant>>,
+    told: Notify,
+}
+
+impl Leased {
+    fn tell(&self) {
+        self.at.set(Some(Instant::now()));
+        self.told.notify_waiters();
+    }
+    /// Waits for it.
+    pub async fn at(&self) -> Instant {
+        loop {
+            if let Some(at) = self.at.get() {
+                return at;
+            }
+            self.told.notified().await;
+        }
+    }
 }
 
 /// Pools by endpoint.
@@ -124,6 +155,9 @@ impl Pools {
             let Some(guard) = RequestGuard::begin(cluster, endpoint, options.priority) else {
                 return Err(UpstreamError::new(ErrorKind::Overflow, "").at(endpoint.socket_addr()));
             };
+            if let Some(leased) = options.leased {
+                leased.tell();
+            }
             let sent = match lease {
                 Lease::H1(lease) => lease.send(head, body).await,
                 Lease::H2(lease) => lease.send(head, body).await,
@@ -172,8 +206,9 @@ fn answered(mut head: ResponseHead, body: Body, mut end: End) -> (ResponseHead, 
     } else {
         counters.rq_error.inc()
     }
-    let in_head = !end.grpc || head.headers.contains_key("grpc-status");
+    let in_head = !end.grpc || head.headers.contains_key(&GRPC_STATUS);
     if in_head || status != 200 {
+        end.cluster.stats.codes.count(status);
         let outcome = if end.grpc { grpc_outcome(&head.headers, status) } else { Outcome::Status(status) };
         end.grpc = false;
         end.cluster.report(&end.endpoint, outcome, &ThreadRandom);
@@ -187,7 +222,7 @@ fn answered(mut head: ResponseHead, body: Body, mut end: End) -> (ResponseHead, 
 
 /// What a gRPC status means to passive health checks.
 fn grpc_outcome(headers: &HeaderMap, status: u16) -> Outcome {
-    let code = headers.get("grpc-status").and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u32>().ok());
+    let code = headers.get(&GRPC_STATUS).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u32>().ok());
     Outcome::Status(match code {
         None => status,
         Some(0) => 200,
@@ -678,6 +713,9 @@ fn fallback_alpn(endpoint: &Endpoint, wire: Wire) -> Option<Box<[Name]>> {
 
 /// Takes headers off that concern one connection only, and those that `connection` names.
 fn hop_by_hop(headers: &mut HeaderMap) {
+    if !has_hop_by_hop(headers) {
+        return;
+    }
     static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
     static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
     if headers.contains_key(header::CONNECTION) {

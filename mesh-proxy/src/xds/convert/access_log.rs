@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use mesh_api::model::{
-    AccessLog, Comparison, CustomTag, Fraction, LogFilter, LogFormat, LogSink, Name, TagValue, TraceProvider, Tracing,
+    AccessLog, Comparison, CustomTag, Fraction, LogFilter, LogFormat, LogSink, LoggedHeaders, Name, TagValue,
+    TraceProvider, Tracing,
 };
 use mesh_api::xds::envoy::config::accesslog::v3 as proto;
 use mesh_api::xds::envoy::config::core::v3 as core;
@@ -11,10 +12,14 @@ use mesh_api::xds::envoy::config::trace::v3 as trace;
 use mesh_api::xds::envoy::extensions::access_loggers as loggers;
 use mesh_api::xds::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager;
 use mesh_api::xds::envoy::r#type::tracing::v3 as tags;
+use mesh_api::xds::opentelemetry::proto::common::v1 as otlp;
+use serde_json::Value;
 
 use super::Result;
 use super::at::At;
-use super::values::{duration_or, fraction, header_matcher, names, percent, structure, type_name, u32_or, unpack};
+use super::values::{
+    duration_or, fraction, header_matcher, names, percent, sent_headers, structure, type_name, u32_or, unpack,
+};
 
 /// Envoy's default line.
 const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
@@ -65,9 +70,103 @@ fn access_log(at: &At<'_>, log: &proto::AccessLog) -> Result<AccessLog> {
             };
             format(substitution(&at, f)?, "/dev/stderr")
         }
+        "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig" => {
+            let config: loggers::grpc::v3::HttpGrpcAccessLogConfig = unpack(&at, any)?;
+            let headers = LoggedHeaders {
+                request: names(&config.additional_request_headers_to_log),
+                response: names(&config.additional_response_headers_to_log),
+                trailers: names(&config.additional_response_trailers_to_log),
+            };
+            grpc_sink(&at, config.common_config.as_ref(), false, headers)?
+        }
+        "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig" => {
+            let config: loggers::grpc::v3::TcpGrpcAccessLogConfig = unpack(&at, any)?;
+            grpc_sink(&at, config.common_config.as_ref(), true, LoggedHeaders::default())?
+        }
+        "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig" => {
+            otlp_sink(&at, &unpack(&at, any)?)?
+        }
         other => return at.refuse(format!("access log {other} is not supported")),
     };
     Ok(AccessLog { sink, filter })
+}
+
+fn grpc_sink(
+    at: &At<'_>,
+    common: Option<&loggers::grpc::v3::CommonGrpcAccessLogConfig>,
+    tcp: bool,
+    headers: LoggedHeaders,
+) -> Result<LogSink> {
+    let at = at.field("common_config");
+    let common = at.required(common)?;
+    if !common.custom_tags.is_empty() {
+        return at.field("custom_tags").refuse("is not supported");
+    }
+    Ok(LogSink::Grpc {
+        cluster: cluster_of(&at.field("grpc_service"), common.grpc_service.as_ref())?,
+        log_name: common.log_name.as_str().into(),
+        tcp,
+        headers,
+        filter_state: names(&common.filter_state_objects_to_log),
+    })
+}
+
+#[allow(deprecated)] // `common_config` is what Istio sends
+fn otlp_sink(at: &At<'_>, config: &loggers::open_telemetry::v3::OpenTelemetryAccessLogConfig) -> Result<LogSink> {
+    if config.http_service.is_some() {
+        return at.field("http_service").refuse("is not supported, use grpc_service");
+    }
+    if config.resource_attributes.as_ref().is_some_and(|r| !r.values.is_empty()) {
+        return at.field("resource_attributes").refuse("is not supported");
+    }
+    let common = config.common_config.as_ref();
+    let service = config.grpc_service.as_ref().or_else(|| common?.grpc_service.as_ref());
+    let log_name = if config.log_name.is_empty() { common.map_or("", |c| &c.log_name) } else { &config.log_name };
+    let body = match config.body.as_ref().map(any_value).transpose() {
+        Ok(None | Some(Value::Null)) => Name::default(),
+        Ok(Some(Value::String(text))) => text.into(),
+        _ => return at.field("body").refuse("is not a text"),
+    };
+    let attributes = config.attributes.as_ref().map(key_values).transpose();
+    let Ok(attributes) = attributes else { return at.field("attributes").refuse("holds bytes or nests too deep") };
+    let states = common.map_or(&[][..], |c| &c.filter_state_objects_to_log);
+    Ok(LogSink::Otlp {
+        cluster: cluster_of(&at.field("grpc_service"), service)?,
+        log_name: log_name.into(),
+        body,
+        attributes: attributes.unwrap_or_default(),
+        filter_state: names(if states.is_empty() { &config.filter_state_objects_to_log } else { states }),
+    })
+}
+
+fn key_values(list: &otlp::KeyValueList) -> std::result::Result<serde_json::Map<String, Value>, ()> {
+    let pair = |kv: &otlp::KeyValue| Ok((kv.key.clone(), kv.value.as_ref().map_or(Ok(Value::Null), any_value)?));
+    list.values.iter().map(pair).collect()
+}
+
+/// As JSON; protobuf bounds the depth when it decodes.
+fn any_value(value: &otlp::AnyValue) -> std::result::Result<Value, ()> {
+    use otlp::any_value::Value as V;
+    Ok(match &value.value {
+        None => Value::Null,
+        Some(V::StringValue(text)) => Value::String(text.clone()),
+        Some(V::BoolValue(b)) => Value::Bool(*b),
+        Some(V::IntValue(n)) => (*n).into(),
+        Some(V::DoubleValue(n)) => (*n).into(),
+        Some(V::ArrayValue(list)) => {
+            Value::Array(list.values.iter().map(any_value).collect::<std::result::Result<_, _>>()?)
+        }
+        Some(V::KvlistValue(list)) => Value::Object(key_values(list)?),
+        Some(_) => return Err(()),
+    })
+}
+
+/// The cluster of a gRPC service.
+fn cluster_of(at: &At<'_>, service: Option<&core::GrpcService>) -> Result<Name> {
+    match at.required(service)?.target_specifier.as_ref() {
+        Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(grpc)) => Ok(grpc.cluster_name.as_str().into()),
+        _ => at.refuse("only envoy_grpc is supported"),
+    }
 }
 
 #[allow(deprecated)] // the older formats are still in static files
@@ -85,8 +184,13 @@ fn file_format(at: &At<'_>, config: &loggers::file::v3::FileAccessLog) -> Result
 fn substitution(at: &At<'_>, f: &core::SubstitutionFormatString) -> Result<LogFormat> {
     use core::data_source::Specifier as S;
     use core::substitution_format_string::Format as F;
-    if let Some(formatter) = f.formatters.iter().find(|f| !f.name.contains("req_without_query")) {
-        return at.field("formatters").refuse(format!("{:?} is not supported", formatter.name));
+    // The operators of these are always there.
+    let known = ["ReqWithoutQuery", "req_without_query", "Metadata", "metadata"];
+    for (i, formatter) in f.formatters.iter().enumerate() {
+        let kind = formatter.typed_config.as_ref().map_or(formatter.name.as_str(), type_name);
+        if !known.contains(&kind.rsplit('.').next().unwrap_or_default()) {
+            return at.item("formatters", i).refuse(format!("{:?} ({kind}) is not supported", formatter.name));
+        }
     }
     Ok(match at.required(f.format.as_ref())? {
         F::TextFormat(text) => LogFormat::Text(text.as_str().into()),
@@ -177,7 +281,7 @@ fn custom_tag(at: &At<'_>, tag: &tags::CustomTag) -> Result<CustomTag> {
         T::Environment(e) => TagValue::Environment(name(&e.name), name(&e.default_value)),
         T::RequestHeader(h) => TagValue::Header(h.name.to_ascii_lowercase().into(), name(&h.default_value)),
         T::Value(text) => TagValue::Format(name(text)),
-        // Nothing here fills dynamic metadata: the tag never has a value.
+        // Spans do not read dynamic metadata: the tag never has a value.
         T::Metadata(m) => TagValue::Literal(name(&m.default_value)),
     };
     Ok(CustomTag { tag: name(&tag.tag), value })
@@ -199,6 +303,7 @@ fn provider(at: &At<'_>, p: &trace::tracing::Http) -> Result<TraceProvider> {
                 config.service_name.as_str().into()
             };
             if let Some(http) = &config.http_service {
+                let headers = http.request_headers_to_add.iter().filter_map(|h| h.header.as_ref());
                 let at = at.field("http_service.http_uri");
                 let uri = at.required(http.http_uri.as_ref())?;
                 let HttpUpstreamType::Cluster(cluster) = at.required(uri.http_upstream_type.as_ref())?;
@@ -207,6 +312,7 @@ fn provider(at: &At<'_>, p: &trace::tracing::Http) -> Result<TraceProvider> {
                     uri: uri.uri.as_str().into(),
                     service_name,
                     timeout: duration_or(&at, uri.timeout.as_ref(), zero)?,
+                    headers: sent_headers(headers),
                 });
             }
             let at = at.field("grpc_service");
@@ -219,6 +325,7 @@ fn provider(at: &At<'_>, p: &trace::tracing::Http) -> Result<TraceProvider> {
                 authority: grpc.authority.as_str().into(),
                 service_name,
                 timeout: duration_or(&at, service.timeout.as_ref(), zero)?,
+                headers: sent_headers(&service.initial_metadata),
             })
         }
         "envoy.config.trace.v3.ZipkinConfig" => {
@@ -232,5 +339,40 @@ fn provider(at: &At<'_>, p: &trace::tracing::Http) -> Result<TraceProvider> {
             })
         }
         other => at.refuse(format!("tracer {other} is not supported")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_api::xds::google::protobuf::Any;
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn headers_for_a_collector_are_kept() {
+        let header = core::HeaderValue { key: "Authorization".to_owned(), value: "t".to_owned(), ..Default::default() };
+        let uri = core::HttpUri {
+            uri: "http://otel:4318/v1/traces".to_owned(),
+            http_upstream_type: Some(core::http_uri::HttpUpstreamType::Cluster("otel".to_owned())),
+            ..Default::default()
+        };
+        let service = core::HttpService {
+            http_uri: Some(uri),
+            request_headers_to_add: vec![core::HeaderValueOption { header: Some(header), ..Default::default() }],
+            ..Default::default()
+        };
+        let config = trace::OpenTelemetryConfig { http_service: Some(service), ..Default::default() };
+        let any = Any {
+            type_url: "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig".to_owned(),
+            value: config.encode_to_vec(),
+        };
+        let http = trace::tracing::Http {
+            name: String::new(),
+            config_type: Some(trace::tracing::http::ConfigType::TypedConfig(any)),
+        };
+        let read = provider(&At::resource("l"), &http).unwrap();
+        let TraceProvider::OtlpHttp { headers, .. } = read else { panic!("{read:?}") };
+        assert_eq!(headers, [("authorization".into(), "t".into())]);
     }
 }

@@ -12,7 +12,7 @@ use mesh_api::xds::envoy::extensions::upstreams::http::v3 as upstreams;
 
 use super::Result;
 use super::at::At;
-use super::endpoint::endpoint_set;
+use super::endpoint::{Hosts, endpoint_set};
 use super::tls;
 use super::values::{
     bool_or, duration, duration_opt, duration_or, metadata, percent, socket, structure, type_name, u32_or, unpack,
@@ -96,14 +96,14 @@ fn discovery(at: &At<'_>, c: &proto::Cluster) -> Result<Discovery> {
         }
         None => Ok(DiscoveryType::Static),
     };
-    let inline = || match &c.load_assignment {
-        Some(assignment) => endpoint_set(&at.field("load_assignment"), assignment),
+    let inline = |hosts| match &c.load_assignment {
+        Some(assignment) => endpoint_set(&at.field("load_assignment"), assignment, hosts),
         None => Ok(EndpointSet::default()),
     };
     Ok(match kind {
-        Ok(DiscoveryType::Static) => Discovery::Static(inline()?),
-        Ok(DiscoveryType::StrictDns) => Discovery::StrictDns(inline()?),
-        Ok(DiscoveryType::LogicalDns) => Discovery::LogicalDns(inline()?),
+        Ok(DiscoveryType::Static) => Discovery::Static(inline(Hosts::Numeric)?),
+        Ok(DiscoveryType::StrictDns) => Discovery::StrictDns(inline(Hosts::Named)?),
+        Ok(DiscoveryType::LogicalDns) => Discovery::LogicalDns(inline(Hosts::Named)?),
         Ok(DiscoveryType::Eds) => {
             let service = c.eds_cluster_config.as_ref().map_or("", |e| e.service_name.as_str());
             Discovery::Eds { service: if service.is_empty() { c.name.as_str() } else { service }.into() }
@@ -113,9 +113,16 @@ fn discovery(at: &At<'_>, c: &proto::Cluster) -> Result<Discovery> {
                 Some(LbConfig::OriginalDstLbConfig(config)) => config.clone(),
                 _ => Default::default(),
             };
+            let options = at.field("original_dst_lb_config");
+            if config.use_http_header {
+                // Whoever sends the header would choose where the proxy connects to.
+                return options.field("use_http_header").refuse("is not supported");
+            }
+            if config.metadata_key.is_some() {
+                return options.field("metadata_key").refuse("is not supported");
+            }
             let port = config.upstream_port_override.map(|p| super::values::port(at, p.value)).transpose()?;
             Discovery::OriginalDst {
-                use_header: config.use_http_header,
                 port_override: port,
                 cleanup_interval: duration_or(at, c.cleanup_interval.as_ref(), Duration::from_secs(5))?,
             }
@@ -256,6 +263,7 @@ fn outlier(at: &At<'_>, o: &proto::OutlierDetection) -> Result<OutlierDetection>
         max_ejection: duration_or(&at.field("max_ejection_time"), o.max_ejection_time.as_ref(), default.max_ejection)?
             .max(base_ejection),
         max_ejection_percent: u32_or(o.max_ejection_percent, default.max_ejection_percent),
+        always_eject_one: bool_or(o.always_eject_one_host, false),
         max_jitter: duration_or(
             &at.field("max_ejection_time_jitter"),
             o.max_ejection_time_jitter.as_ref(),
@@ -429,4 +437,37 @@ pub fn keepalive(at: &At<'_>, http2: &core::Http2ProtocolOptions) -> Result<Opti
     let Some(interval) = duration_opt(&at.field("interval"), keepalive.interval.as_ref())? else { return Ok(None) };
     let timeout = duration_or(&at.field("timeout"), keepalive.timeout.as_ref(), Duration::from_secs(20))?;
     Ok(Some((interval, timeout)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_by_header_or_metadata_are_refused_by_name() {
+        let with = |config: proto::cluster::OriginalDstLbConfig| proto::Cluster {
+            name: "c".to_owned(),
+            cluster_discovery_type: Some(proto::cluster::ClusterDiscoveryType::Type(
+                proto::cluster::DiscoveryType::OriginalDst.into(),
+            )),
+            lb_policy: proto::cluster::LbPolicy::ClusterProvided.into(),
+            lb_config: Some(proto::cluster::LbConfig::OriginalDstLbConfig(config)),
+            ..Default::default()
+        };
+        let refused = |config| cluster(&At::resource("c"), &with(config)).unwrap_err().path;
+        let by_header = proto::cluster::OriginalDstLbConfig { use_http_header: true, ..Default::default() };
+        assert_eq!(refused(by_header), "original_dst_lb_config.use_http_header");
+        let by_metadata =
+            proto::cluster::OriginalDstLbConfig { metadata_key: Some(Default::default()), ..Default::default() };
+        assert_eq!(refused(by_metadata), "original_dst_lb_config.metadata_key");
+        assert!(cluster(&At::resource("c"), &with(Default::default())).is_ok());
+    }
+
+    #[test]
+    fn one_endpoint_is_ejected_in_any_case_only_on_request() {
+        let read = |o: &proto::OutlierDetection| outlier(&At::resource("c"), o).unwrap().always_eject_one;
+        assert!(!read(&proto::OutlierDetection::default()));
+        let asked = mesh_api::xds::google::protobuf::BoolValue { value: true };
+        assert!(read(&proto::OutlierDetection { always_eject_one_host: Some(asked), ..Default::default() }));
+    }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use mesh_api::model::{
-    CorsPolicy, FaultAbort, FaultFilter, FilterOverride, Fraction, HashSource, HeaderMutation, HttpFilter,
-    HttpFilterKind, IstioStats, LocalRateLimit, PeerMetadata, RbacFilter, RouterFilter,
+    CorsPolicy, FaultAbort, FaultFilter, FilterOverride, Fraction, HeaderMutation, HttpFilter, HttpFilterKind,
+    IstioStats, LocalRateLimit, PeerMetadata, RbacFilter, RouterFilter, SessionCookie, SessionState, StatefulSession,
 };
 use mesh_api::xds::envoy::config::common::mutation_rules::v3 as mutation_rules;
 use mesh_api::xds::envoy::config::core::v3 as core;
@@ -13,13 +13,16 @@ use mesh_api::xds::envoy::extensions::filters::http as filters;
 use mesh_api::xds::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use mesh_api::xds::envoy::extensions::http::stateful_session as sessions;
 use mesh_api::xds::google::protobuf::{Any, BoolValue};
-use serde_json::Value;
 
 use super::Result;
 use super::at::At;
+use super::ext_authz;
+use super::istio_stats;
+use super::jwt::jwt_authn;
+use super::rate_limit;
 use super::rbac::rbac;
 use super::values::{
-    bool_or, duration, duration_opt, fraction, header_matchers, header_value, lower, runtime_fraction, string_matchers,
+    bool_or, duration, duration_or, fraction, header_matchers, header_value, lower, runtime_fraction, string_matchers,
     type_name, typed_struct, u32_or, unpack,
 };
 
@@ -73,8 +76,8 @@ fn kind_by_name(name: &str) -> Option<HttpFilterKind> {
 fn kind(at: &At<'_>, name: &str, any: &Any) -> Result<Option<HttpFilterKind>> {
     if let Some((inner, value)) = typed_struct(at, any)? {
         return Ok(match inner.as_str() {
-            "stats.PluginConfig" => Some(HttpFilterKind::IstioStats(IstioStats { config: value })),
-            _ if name == "istio.stats" => Some(HttpFilterKind::IstioStats(IstioStats { config: value })),
+            "stats.PluginConfig" => Some(HttpFilterKind::IstioStats(istio_stats::of_struct(at, &value)?)),
+            _ if name == "istio.stats" => Some(HttpFilterKind::IstioStats(istio_stats::of_struct(at, &value)?)),
             _ => None,
         });
     }
@@ -84,6 +87,9 @@ fn kind(at: &At<'_>, name: &str, any: &Any) -> Result<Option<HttpFilterKind>> {
             HttpFilterKind::Router(RouterFilter { suppress_envoy_headers: config.suppress_envoy_headers })
         }
         "envoy.extensions.filters.http.rbac.v3.RBAC" => HttpFilterKind::Rbac(http_rbac(at, &unpack(at, any)?)?),
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz" => {
+            HttpFilterKind::ExtAuthz(Box::new(ext_authz::http(at, &unpack(at, any)?)?))
+        }
         "envoy.extensions.filters.http.fault.v3.HTTPFault" => HttpFilterKind::Fault(fault(at, &unpack(at, any)?)?),
         "envoy.extensions.filters.http.cors.v3.Cors" => HttpFilterKind::Cors,
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => {
@@ -93,6 +99,9 @@ fn kind(at: &At<'_>, name: &str, any: &Any) -> Result<Option<HttpFilterKind>> {
         "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb" => HttpFilterKind::GrpcWeb,
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
             HttpFilterKind::LocalRateLimit(local_rate_limit(at, &unpack(at, any)?)?)
+        }
+        "envoy.extensions.filters.http.ratelimit.v3.RateLimit" => {
+            HttpFilterKind::GlobalRateLimit(Box::new(rate_limit::global(at, &unpack(at, any)?)?))
         }
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => {
             let config: filters::header_mutation::v3::HeaderMutation = unpack(at, any)?;
@@ -113,25 +122,13 @@ fn kind(at: &At<'_>, name: &str, any: &Any) -> Result<Option<HttpFilterKind>> {
             HttpFilterKind::StatefulSession(session(at, &unpack(at, any)?)?)
         }
         "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => HttpFilterKind::IstioAlpn,
-        "stats.PluginConfig" => HttpFilterKind::IstioStats(stats(at, any)?),
+        "stats.PluginConfig" => HttpFilterKind::IstioStats(istio_stats::of_any(at, any)?),
         "io.istio.http.peer_metadata.Config" => HttpFilterKind::PeerMetadata(peer_metadata(at, any)?),
+        "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication" => {
+            HttpFilterKind::JwtAuthn(Box::new(jwt_authn(at, &unpack(at, any)?)?))
+        }
         _ => return Ok(None),
     }))
-}
-
-/// Istio's `stats.PluginConfig`, as far as it matters here.
-pub fn stats(at: &At<'_>, any: &Any) -> Result<IstioStats> {
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct PluginConfig {
-        #[prost(bool, tag = "6")]
-        disable_host_header_fallback: bool,
-    }
-    let config: PluginConfig = at.decode(&any.value)?;
-    let mut object = serde_json::Map::new();
-    if config.disable_host_header_fallback {
-        object.insert("disable_host_header_fallback".to_owned(), Value::Bool(true));
-    }
-    Ok(IstioStats { config: Value::Object(object) })
 }
 
 fn peer_metadata(at: &At<'_>, any: &Any) -> Result<PeerMetadata> {
@@ -254,9 +251,6 @@ fn local_rate_limit(at: &At<'_>, l: &filters::local_ratelimit::v3::LocalRateLimi
     let share = |field: &str, f: Option<&core::RuntimeFractionalPercent>| {
         f.map_or(Ok(Fraction(0)), |f| runtime_fraction(&at.field(field), f))
     };
-    let headers = l.response_headers_to_add.iter().enumerate();
-    let add = headers.map(|(i, h)| header_value(&at.item("response_headers_to_add", i), h)).collect::<Result<_>>()?;
-    let status = l.status.as_ref().map_or(429, |s| u16::try_from(s.code).unwrap_or(429));
     Ok(LocalRateLimit {
         stat_prefix: l.stat_prefix.as_str().into(),
         max_tokens: b.max_tokens,
@@ -264,9 +258,8 @@ fn local_rate_limit(at: &At<'_>, l: &filters::local_ratelimit::v3::LocalRateLimi
         fill_interval: interval,
         enabled: share("filter_enabled", l.filter_enabled.as_ref())?,
         enforced: share("filter_enforced", l.filter_enforced.as_ref())?,
-        // As Envoy: what is below 400 would not be a refusal.
-        status: if status < 400 { 429 } else { status },
-        response_headers: HeaderMutation { remove: vec![], add },
+        status: rate_limit::refusal_status(l.status.as_ref()),
+        response_headers: rate_limit::added(at, &l.response_headers_to_add)?,
     })
 }
 
@@ -294,24 +287,32 @@ fn mutations(
     ))
 }
 
-fn session(at: &At<'_>, s: &filters::stateful_session::v3::StatefulSession) -> Result<Option<HashSource>> {
+fn session(at: &At<'_>, s: &filters::stateful_session::v3::StatefulSession) -> Result<Option<StatefulSession>> {
+    if !matches!(s.status_on_strict_destination_not_found, 0 | 503) {
+        return at.field("status_on_strict_destination_not_found").refuse("must be 503");
+    }
     let Some(state) = &s.session_state else { return Ok(None) };
+    let session = |state| Ok(Some(StatefulSession { state, strict: s.strict }));
     let at = at.field("session_state");
     let any = at.required(state.typed_config.as_ref())?;
     match type_name(any) {
         "envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState" => {
             let config: sessions::cookie::v3::CookieBasedSessionState = unpack(&at, any)?;
             let cookie = at.required(config.cookie.as_ref())?;
-            Ok(Some(HashSource::Cookie {
+            if cookie.name.is_empty() {
+                return at.field("cookie.name").refuse("is required");
+            }
+            let attributes = cookie.attributes.iter();
+            session(SessionState::Cookie(SessionCookie {
                 name: cookie.name.as_str().into(),
-                ttl: duration_opt(&at.field("cookie.ttl"), cookie.ttl.as_ref())?,
+                ttl: duration_or(&at.field("cookie.ttl"), cookie.ttl.as_ref(), Duration::ZERO)?,
                 path: cookie.path.as_str().into(),
-                attributes: vec![],
+                attributes: attributes.map(|a| (a.name.as_str().into(), a.value.as_str().into())).collect(),
             }))
         }
         "envoy.extensions.http.stateful_session.header.v3.HeaderBasedSessionState" => {
             let config: sessions::header::v3::HeaderBasedSessionState = unpack(&at, any)?;
-            Ok(Some(HashSource::Header(config.name.to_ascii_lowercase().into())))
+            session(SessionState::Header(config.name.to_ascii_lowercase().into()))
         }
         other => at.refuse(format!("{other} is not supported")),
     }
@@ -342,8 +343,12 @@ pub fn filter_override(at: &At<'_>, any: &Any) -> Result<Option<FilterOverride>>
                 None => FilterOverride::Disabled,
             }
         }
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute" => ext_authz::per_route(at, &unpack(at, any)?)?,
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
             FilterOverride::LocalRateLimit(local_rate_limit(at, &unpack(at, any)?)?)
+        }
+        "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute" => {
+            FilterOverride::GlobalRateLimit(rate_limit::per_route(at, &unpack(at, any)?)?)
         }
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute" => {
             let config: filters::header_mutation::v3::HeaderMutationPerRoute = unpack(at, any)?;
@@ -359,6 +364,15 @@ pub fn filter_override(at: &At<'_>, any: &Any) -> Result<Option<FilterOverride>>
                     Some(source) => FilterOverride::StatefulSession(source),
                     None => FilterOverride::Disabled,
                 },
+            }
+        }
+        "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig" => {
+            use filters::jwt_authn::v3::per_route_config::RequirementSpecifier as R;
+            let config: filters::jwt_authn::v3::PerRouteConfig = unpack(at, any)?;
+            match at.required(config.requirement_specifier.as_ref())? {
+                R::Disabled(true) => FilterOverride::Disabled,
+                R::Disabled(false) => return at.field("disabled").refuse("must be true"),
+                R::RequirementName(name) => FilterOverride::JwtRequirement(name.as_str().into()),
             }
         }
         "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => FilterOverride::Enabled,

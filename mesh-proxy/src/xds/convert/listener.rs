@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use mesh_api::model::{
     ClientCertDetails, Codec, EscapedSlashes, FilterChain, FilterChainMatch, ForwardClientCert, HashSource,
-    HttpManager, HttpTimeouts, IstioStats, Listener, ListenerFilter, NetworkFilter, PortRanges, RbacFilter,
-    RouteSource, ServerHeader, SourceType, StripPort, TcpProxy, TrafficDirection, Underscores, Upgrade,
+    HttpManager, HttpTimeouts, Listener, ListenerFilter, NetworkFilter, PortRanges, RbacFilter, RouteSource,
+    ServerHeader, SourceType, StripPort, TcpProxy, TrafficDirection, Underscores, Upgrade,
 };
 use mesh_api::xds::envoy::config::core::v3 as core;
 use mesh_api::xds::envoy::config::listener::v3 as proto;
@@ -17,7 +17,9 @@ use super::Result;
 use super::access_log::{access_logs, tracing};
 use super::at::At;
 use super::cluster::keepalive;
-use super::http_filter::{http_filter, stats};
+use super::ext_authz;
+use super::http_filter::http_filter;
+use super::istio_stats;
 use super::rbac::rbac;
 use super::route::route_config;
 use super::tls;
@@ -55,6 +57,12 @@ pub fn listener(at: &At<'_>, l: &proto::Listener) -> Result<Listener> {
     for (i, filter) in filters {
         listener_filters.extend(listener_filter(&at.item("listener_filters", i), filter)?);
     }
+    let use_original_dst = bool_or(l.use_original_dst, false);
+    if use_original_dst && !listener_filters.contains(&ListenerFilter::OriginalDst) {
+        // As Envoy does, which adds it at the end; here it comes first, so that ports that switch off an inspector are
+        // those of the real destination.
+        listener_filters.insert(0, ListenerFilter::OriginalDst);
+    }
     Ok(Listener {
         name: l.name.as_str().into(),
         address: address(&at.field("address"), l.address.as_ref())?,
@@ -62,7 +70,7 @@ pub fn listener(at: &At<'_>, l: &proto::Listener) -> Result<Listener> {
             .map(|(i, a)| address(&at.item("additional_addresses", i), a.address.as_ref()))
             .collect::<Result<_>>()?,
         bind_to_port: bool_or(l.bind_to_port.or(bound), true),
-        use_original_dst: bool_or(l.use_original_dst, false),
+        use_original_dst,
         transparent: bool_or(l.transparent, false),
         listener_filters,
         listener_filters_timeout: duration_or(
@@ -235,7 +243,7 @@ fn network_filter(at: &At<'_>, f: &proto::Filter) -> Result<Option<NetworkFilter
     let at = at.field("typed_config");
     if let Some((inner, value)) = typed_struct(&at, any)? {
         return match inner.as_str() {
-            "stats.PluginConfig" => Ok(Some(NetworkFilter::IstioStats(IstioStats { config: value }))),
+            "stats.PluginConfig" => Ok(Some(NetworkFilter::IstioStats(istio_stats::of_struct(&at, &value)?))),
             _ => at.refuse(format!("filter {:?} ({inner}) is not supported", f.name)),
         };
     }
@@ -258,6 +266,9 @@ fn network_filter(at: &At<'_>, f: &proto::Filter) -> Result<Option<NetworkFilter
                 shadow_prefix: config.shadow_rules_stat_prefix.as_str().into(),
             })
         }
+        "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz" => {
+            NetworkFilter::ExtAuthz(Box::new(ext_authz::connection(&at, &unpack(&at, any)?)?))
+        }
         "envoy.extensions.filters.network.sni_cluster.v3.SniCluster" => NetworkFilter::SniCluster,
         "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
             let config: network::connection_limit::v3::ConnectionLimit = unpack(&at, any)?;
@@ -268,7 +279,7 @@ fn network_filter(at: &At<'_>, f: &proto::Filter) -> Result<Option<NetworkFilter
             }
         }
         "envoy.tcp.metadataexchange.config.MetadataExchange" => NetworkFilter::MetadataExchange,
-        "stats.PluginConfig" => NetworkFilter::IstioStats(stats(&at, any)?),
+        "stats.PluginConfig" => NetworkFilter::IstioStats(istio_stats::of_any(&at, any)?),
         "envoy.extensions.filters.network.set_filter_state.v3.Config" => NetworkFilter::SetFilterState,
         other => return at.refuse(format!("filter {:?} ({other}) is not supported", f.name)),
     }))

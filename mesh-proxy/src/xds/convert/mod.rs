@@ -8,8 +8,12 @@ mod access_log;
 mod at;
 mod cluster;
 mod endpoint;
+mod ext_authz;
 mod http_filter;
+mod istio_stats;
+mod jwt;
 mod listener;
+mod rate_limit;
 mod rbac;
 mod route;
 mod tls;
@@ -86,7 +90,7 @@ pub fn cluster(name: &str, bytes: &[u8]) -> Result<model::Cluster> {
 pub fn endpoints(name: &str, bytes: &[u8]) -> Result<model::EndpointSet> {
     let at = At::resource(name);
     let message: envoy::config::endpoint::v3::ClusterLoadAssignment = at.decode(bytes)?;
-    endpoint::endpoint_set(&at, &message)
+    endpoint::endpoint_set(&at, &message, endpoint::Hosts::Numeric)
 }
 
 /// Bytes of an `envoy.extensions.transport_sockets.tls.v3.Secret`.

@@ -128,7 +128,7 @@ fn principal(at: &At<'_>, p: &proto::Principal) -> Result<Principal> {
     })
 }
 
-fn metadata(at: &At<'_>, m: &matcher::MetadataMatcher) -> Result<MetadataMatch> {
+pub(super) fn metadata(at: &At<'_>, m: &matcher::MetadataMatcher) -> Result<MetadataMatch> {
     use matcher::metadata_matcher::path_segment::Segment;
     let mut path: Vec<Name> = Vec::new();
     for (i, segment) in m.path.iter().enumerate() {

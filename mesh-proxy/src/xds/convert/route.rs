@@ -1,6 +1,7 @@
 //! Route configurations.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
 
 use mesh_api::model::{
     Action, FilterOverride, Forward, Fraction, HashPolicy, HashSource, HostRewrite, Mirror, Name, PathMatch,
@@ -17,6 +18,7 @@ use mesh_api::xds::google::protobuf::Any;
 use super::Result;
 use super::at::At;
 use super::http_filter::filter_override;
+use super::rate_limit;
 use super::values::{
     bool_or, duration_opt, header_matchers, header_ops, metadata, plain_metadata, port, regex, runtime_fraction,
     string_matcher, type_name, u32_or, unpack,
@@ -80,6 +82,7 @@ fn virtual_host(at: &At<'_>, h: &proto::VirtualHost) -> Result<VirtualHost> {
             (&h.response_headers_to_add, &h.response_headers_to_remove),
         )?,
         filter_overrides: overrides(at, &h.typed_per_filter_config)?,
+        rate_limits: rate_limit::rules(at, &h.rate_limits)?,
         retry: h.retry_policy.as_ref().map(|r| retry_policy(&at.field("retry_policy"), r)).transpose()?,
         include_request_attempt_count: h.include_request_attempt_count,
         include_attempt_count_in_response: h.include_attempt_count_in_response,
@@ -136,21 +139,29 @@ fn direct_response(at: &At<'_>, d: &proto::DirectResponseAction) -> Result<Actio
     };
     let at = at.field("body");
     let body = match d.body.as_ref().and_then(|b| b.specifier.as_ref()) {
-        None => String::new(),
-        Some(S::InlineString(text)) => text.clone(),
-        Some(S::InlineBytes(bytes)) => String::from_utf8(bytes.clone()).map_err(|_| at.error("is not text"))?,
-        Some(S::Filename(path)) => {
-            std::fs::read_to_string(path).map_err(|e| at.error(format!("{path} cannot be read: {e}")))?
-        }
+        None => Vec::new(),
+        Some(S::InlineString(text)) => text.clone().into_bytes(),
+        Some(S::InlineBytes(bytes)) => bytes.clone(),
+        Some(S::Filename(path)) => std::fs::read(path).map_err(|e| at.error(format!("{path} cannot be read: {e}")))?,
         Some(S::EnvironmentVariable(_)) => return at.refuse("environment variables are not supported"),
     };
     Ok(Action::DirectResponse { status, body: body.into() })
 }
 
-fn route_match(at: &At<'_>, m: &proto::RouteMatch) -> Result<RouteMatch> {
+pub(super) fn query_matcher(at: &At<'_>, q: &proto::QueryParameterMatcher) -> Result<QueryMatcher> {
+    use proto::query_parameter_matcher::QueryParameterMatchSpecifier as Q;
+    let value = match &q.query_parameter_match_specifier {
+        Some(Q::StringMatch(m)) => Some(string_matcher(&at.field("string_match"), m)?),
+        Some(Q::PresentMatch(false)) => return at.refuse("absence of a parameter cannot be matched"),
+        Some(Q::PresentMatch(true)) | None => None,
+    };
+    Ok(QueryMatcher { name: q.name.as_str().into(), value })
+}
+
+pub(super) fn route_match(at: &At<'_>, m: &proto::RouteMatch) -> Result<RouteMatch> {
     use proto::route_match::PathSpecifier as P;
-    if !m.dynamic_metadata.is_empty() || !m.filter_state.is_empty() || !m.cookies.is_empty() {
-        return at.refuse("matches on dynamic metadata, filter state and cookies are not supported");
+    if !m.filter_state.is_empty() || !m.cookies.is_empty() {
+        return at.refuse("matches on filter state and cookies are not supported");
     }
     let path = match at.required(m.path_specifier.as_ref())? {
         P::Prefix(p) => PathMatch::Prefix(p.as_str().into()),
@@ -170,27 +181,22 @@ fn route_match(at: &At<'_>, m: &proto::RouteMatch) -> Result<RouteMatch> {
             PathMatch::Template(unpack::<UriTemplateMatchConfig>(&at, any)?.path_template.into())
         }
     };
-    let query = |(i, q): (usize, &proto::QueryParameterMatcher)| {
-        use proto::query_parameter_matcher::QueryParameterMatchSpecifier as Q;
-        let at = at.item("query_parameters", i);
-        let value = match &q.query_parameter_match_specifier {
-            Some(Q::StringMatch(m)) => Some(string_matcher(&at.field("string_match"), m)?),
-            Some(Q::PresentMatch(false)) => return at.refuse("absence of a parameter cannot be matched"),
-            Some(Q::PresentMatch(true)) | None => None,
-        };
-        Ok(QueryMatcher { name: q.name.as_str().into(), value })
-    };
+    let query = m.query_parameters.iter().enumerate();
     let fraction = m.runtime_fraction.as_ref();
     let tls = m.tls_context.as_ref();
+    let facts = m.dynamic_metadata.iter().enumerate();
     Ok(RouteMatch {
         path,
         case_sensitive: bool_or(m.case_sensitive, true),
         headers: header_matchers(at, "headers", &m.headers)?,
-        query: m.query_parameters.iter().enumerate().map(query).collect::<Result<_>>()?,
+        query: query.map(|(i, q)| query_matcher(&at.item("query_parameters", i), q)).collect::<Result<_>>()?,
         grpc: m.grpc.is_some(),
         fraction: fraction.map(|f| runtime_fraction(&at.field("runtime_fraction"), f)).transpose()?,
         tls_presented: tls.and_then(|t| t.presented).map(|v| v.value),
         tls_validated: tls.and_then(|t| t.validated).map(|v| v.value),
+        dynamic_metadata: facts
+            .map(|(i, f)| super::rbac::metadata(&at.item("dynamic_metadata", i), f))
+            .collect::<Result<_>>()?,
     })
 }
 
@@ -222,10 +228,17 @@ fn forward_action(at: &At<'_>, r: &proto::RouteAction) -> Result<Forward> {
     out.append_x_forwarded_host = r.append_x_forwarded_host;
     out.timeout = duration_opt(&at.field("timeout"), r.timeout.as_ref())?;
     out.idle_timeout = duration_opt(&at.field("idle_timeout"), r.idle_timeout.as_ref())?;
+    #[allow(deprecated)] // what Istio sends
+    let grpc_timeout_max = r.max_grpc_timeout.as_ref();
+    out.grpc_timeout_max = duration_opt(&at.field("max_grpc_timeout"), grpc_timeout_max)?;
     if let Some(limits) = &r.max_stream_duration {
         let at = at.field("max_stream_duration");
         out.max_stream_duration = duration_opt(&at, limits.max_stream_duration.as_ref())?;
-        out.grpc_timeout_max = duration_opt(&at, limits.grpc_timeout_header_max.as_ref())?;
+        if let Some(most) = duration_opt(&at, limits.grpc_timeout_header_max.as_ref())? {
+            out.grpc_timeout_max = Some(most);
+        }
+        // As in Envoy: the newer limits replace the timeout.
+        out.timeout = Some(Duration::ZERO);
     }
     out.retry = r.retry_policy.as_ref().map(|p| retry_policy(&at.field("retry_policy"), p)).transpose()?;
     let mirrors = r.request_mirror_policies.iter().enumerate();
@@ -242,6 +255,10 @@ fn forward_action(at: &At<'_>, r: &proto::RouteAction) -> Result<Forward> {
         })
         .collect();
     out.high_priority = r.priority == core::RoutingPriority::High as i32;
+    out.rate_limits = rate_limit::rules(at, &r.rate_limits)?;
+    #[allow(deprecated)] // the older way to say it
+    let include = r.include_vh_rate_limits;
+    out.include_host_rate_limits = bool_or(include, false);
     out.metadata_match = plain_metadata(r.metadata_match.as_ref());
     let unsupported = [
         ("internal_redirect_policy", r.internal_redirect_policy.is_some()),
@@ -321,6 +338,8 @@ fn redirect_action(at: &At<'_>, r: &proto::RedirectAction) -> Result<Redirect> {
     };
     let path = match &r.path_rewrite_specifier {
         None => None,
+        // Set and empty, as istiod writes it, means that there is none.
+        Some(P::PathRedirect(text) | P::PrefixRewrite(text)) if text.is_empty() => None,
         Some(P::PathRedirect(path)) => Some(RedirectPath::Full(path.as_str().into())),
         Some(P::PrefixRewrite(prefix)) => Some(RedirectPath::Prefix(prefix.as_str().into())),
         Some(P::RegexRewrite(r)) => {

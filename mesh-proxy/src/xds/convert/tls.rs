@@ -162,10 +162,9 @@ pub fn api_cluster(at: &At<'_>, api: &core::ApiConfigSource) -> Result<Name> {
     }
 }
 
-fn data_source(at: &At<'_>, source: &core::DataSource) -> Result<DataSource> {
+pub(super) fn data_source(at: &At<'_>, source: &core::DataSource) -> Result<DataSource> {
     use core::data_source::Specifier as S;
-    let text =
-        |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map(Name::from).map_err(|_| at.error("is not PEM text"));
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map(Name::from).map_err(|_| at.error("is not text"));
     Ok(match at.required(source.specifier.as_ref())? {
         S::Filename(path) => DataSource::File(PathBuf::from(path)),
         S::InlineBytes(bytes) => DataSource::Inline(text(bytes)?),

@@ -123,6 +123,14 @@ pub fn lower(texts: &[String]) -> Vec<Name> {
 }
 
 /// `google.protobuf.Struct` as JSON; whole numbers stay whole.
+/// Headers that are sent as they are: names in small letters, values as text wherever they stand.
+pub fn sent_headers<'a>(headers: impl IntoIterator<Item = &'a core::HeaderValue>) -> Vec<(Name, Name)> {
+    let value = |h: &core::HeaderValue| -> Name {
+        if h.value.is_empty() { String::from_utf8_lossy(&h.raw_value).into() } else { h.value.as_str().into() }
+    };
+    headers.into_iter().map(|h| (h.key.to_ascii_lowercase().into(), value(h))).collect()
+}
+
 pub fn structure(value: &protobuf::Struct) -> Value {
     Value::Object(value.fields.iter().map(|(k, v)| (k.clone(), json(v))).collect())
 }

@@ -1,7 +1,9 @@
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
-use mesh_api::model::{HeaderMatcher, HeaderValueMatch, Permission as Pm, Principal as Pr, StringMatcher as Sm};
+use mesh_api::model::{
+    HeaderMatcher, HeaderValueMatch, MetadataValue, Permission as Pm, Principal as Pr, StringMatcher as Sm,
+};
 
 use super::*;
 use crate::{http::testing, tls::PeerInfo};
