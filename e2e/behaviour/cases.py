@@ -13,9 +13,12 @@ from backends import seconds
 
 POSITIONS = ("gateway", "explicit", "captured", "inbound")
 _METHODS = ("get", "head", "post", "put", "delete", "patch", "options")
-_CASE_KEYS = {"about", "positions", "objects", "requests", "steps", "objects_invalid", "finding", "differs_from_istio", "patience"}
+_CASE_KEYS = {"about", "positions", "objects", "requests", "steps", "objects_invalid", "finding", "differs_from_istio", "patience",
+              "under_load"}
 _REQUEST_KEYS = {*_METHODS, "tcp", "grpc", "send", "headers", "body", "times", "timeout", "after", "at", "at_once", "from", "via", "sni", "certificate", "tls_version",
                  "expect"}
+# Of several requests that are judged together, which the load is not.
+_NOT_UNDER_LOAD = {"times", "after", "at_once"}
 _EXPECT_KEYS = {
     "status", "body", "body_contains", "backend", "backends", "within", "headers", "echo", "flags", "details", "calls",
     "mirrored", "took", "grpc_status", "reply_contains", "error",
@@ -46,6 +49,8 @@ class Case:
     finding: str | None
     differs: dict  # position: why Istio shows something else there
     patience: float | None  # seconds, if more than usual
+    load: list  # requests that go on while the steps are gone through again
+    rounds: int  # how often they are
 
     def gateway_api(self):
         """Whether the Gateway of Gateway API stands at the edge, instead of the one of Istio."""
@@ -81,13 +86,22 @@ def parse(name, raw):
         list(yaml.safe_load_all(step.objects))
         if not step.requests:
             raise Bad(f"{name}: a step without requests shows nothing")
-        for request in step.requests:
-            expect = request.get("expect") or {}
-            bad = (set(request) - _REQUEST_KEYS) | _unlooked(expect)
-            if bad or not expect:
-                raise Bad(f"{name}: {sorted(bad)} would not be looked at, or nothing is expected in {request}")
+        _judged(name, step.requests, _REQUEST_KEYS)
+    load = raw.get("under_load", {})
+    if load and (set(load) != {"rounds", "requests"} or len(steps) < 2):
+        raise Bad(f"{name}: load has rounds and requests, and goes on over several steps")
+    _judged(name, load.get("requests", []), _REQUEST_KEYS - _NOT_UNDER_LOAD)
     return Case(name, raw["about"], positions, steps, raw.get("objects_invalid", False), raw.get("finding"), differs,
-                seconds(raw["patience"]) if "patience" in raw else None)
+                seconds(raw["patience"]) if "patience" in raw else None, load.get("requests", []), load.get("rounds", 0))
+
+
+def _judged(name, requests, keys):
+    """Refuses requests of which something would not be looked at."""
+    for request in requests:
+        expect = request.get("expect") or {}
+        bad = (set(request) - keys) | _unlooked(expect)
+        if bad or not expect:
+            raise Bad(f"{name}: {sorted(bad)} would not be looked at, or nothing is expected in {request}")
 
 
 def _unlooked(expect):

@@ -5,6 +5,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -61,10 +62,30 @@ pub fn environment(binaries: &Path) -> Result<PathBuf> {
         return Ok(python);
     }
     must(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&tools), "python3 -m venv")?;
-    must(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(&list), "pip install")?;
+    patiently("pip install", || {
+        must(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(&list), "pip install")
+    })?;
     std::fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
     Ok(python)
 }
+
+/// Tries what asks a registry again: a registry that stumbles once says nothing of the change that is judged.
+///
+/// # Errors
+/// That of the last of [`PAUSES`] and one tries.
+pub fn patiently<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    for pause in PAUSES {
+        match attempt() {
+            Ok(done) => return Ok(done),
+            Err(error) => eprintln!("{what}: {error:#}; again in {} s", pause.as_secs()),
+        }
+        std::thread::sleep(pause);
+    }
+    attempt()
+}
+
+/// Between tries to reach a registry.
+const PAUSES: [Duration; 3] = [Duration::from_secs(5), Duration::from_secs(20), Duration::from_secs(60)];
 
 fn must(command: &mut Command, what: &str) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot run {what}"))?;

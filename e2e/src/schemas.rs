@@ -20,6 +20,7 @@ use mesh_control::source::object::Kind;
 use schemars::schema_for;
 use serde_json::Value;
 
+use crate::python::patiently;
 use compare::{Kind as DifferenceKind, differences, within};
 
 /// Go module of Istio's schemas, and the file that holds them.
@@ -84,6 +85,16 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 ///
 /// The archive is used, not the unpacked module: Go gives that also of modules that ask for a newer Go.
 fn fetch(module: &str, folder: &Path) -> Result<PathBuf> {
+    let archive = patiently("go mod download", || download(module, folder))?;
+    let status = Command::new("python3").args(["-m", "zipfile", "-e", &archive]).arg(folder).status();
+    if !status.context("cannot run python3, which unpacks the published schemas")?.success() {
+        bail!("cannot unpack {archive}");
+    }
+    Ok(folder.join(module))
+}
+
+/// The archive of a module, in Go's cache.
+fn download(module: &str, folder: &Path) -> Result<String> {
     let mut go = Command::new("go");
     go.args(["mod", "download", "-json", module]).current_dir(folder).stderr(Stdio::inherit());
     let output = go.output().context("cannot run go, which fetches the published schemas")?;
@@ -92,11 +103,7 @@ fn fetch(module: &str, folder: &Path) -> Result<PathBuf> {
         let error = answer.get("Error").and_then(Value::as_str).unwrap_or("no answer");
         bail!("cannot fetch {module}: {error}");
     };
-    let status = Command::new("python3").args(["-m", "zipfile", "-e", archive]).arg(folder).status();
-    if !status.context("cannot run python3, which unpacks the published schemas")?.success() {
-        bail!("cannot unpack {archive}");
-    }
-    Ok(folder.join(module))
+    Ok(archive.to_owned())
 }
 
 /// A version of a published kind.
