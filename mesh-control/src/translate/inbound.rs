@@ -34,6 +34,8 @@ const INBOUND_PORT: u16 = 15006;
 const MESH_ALPN: [&str; 5] = ["istio-peer-exchange", "istio", "istio-http/1.0", "istio-http/1.1", "istio-h2"];
 /// Those that promise HTTP.
 const MESH_HTTP_ALPN: [&str; 3] = ["istio-http/1.0", "istio-http/1.1", "istio-h2"];
+/// What they say when they do not know what is spoken.
+const MESH_TCP_ALPN: [&str; 2] = ["istio-peer-exchange", "istio"];
 
 /// A port of the workload.
 struct Inbound<'a> {
@@ -137,18 +139,23 @@ struct Way {
 }
 
 /// The ways that a mode leaves open. What fits none is closed.
+///
+/// The chains of sidecars are the same in STRICT and PERMISSIVE, so that a proxy keeps their connections when a mesh is
+/// switched; STRICT takes other clients that present a certificate (scrapers, say) by chains of their own.
 fn ways(mode: Mtls, protocol: Protocol) -> Vec<Way> {
     let way = |name, transport, alpn, mtls, http| Way { name, transport, alpn, mtls, http };
     let (http, auto) = (protocol.is_http(), protocol.is_auto());
     match mode {
-        Mtls::Strict if auto => {
-            vec![way("-mtls", "tls", &MESH_HTTP_ALPN, true, true), way("-mtls-tcp", "tls", &[], true, false)]
-        }
-        Mtls::Strict => vec![way("-mtls", "tls", &[], true, http)],
+        Mtls::Strict if auto => vec![
+            way("-mtls", "tls", &MESH_HTTP_ALPN, true, true),
+            way("-mtls-tcp", "tls", &MESH_TCP_ALPN, true, false),
+            way("-mtls-any", "tls", &[], true, false),
+        ],
+        Mtls::Strict => vec![way("-mtls", "tls", &MESH_ALPN, true, http), way("-mtls-any", "tls", &[], true, http)],
         Mtls::Permissive if auto => vec![
             way("-mtls", "tls", &MESH_HTTP_ALPN, true, true),
             way("", "raw_buffer", &PLAINTEXT_HTTP_ALPN, false, true),
-            way("-mtls-tcp", "tls", &["istio-peer-exchange", "istio"], true, false),
+            way("-mtls-tcp", "tls", &MESH_TCP_ALPN, true, false),
             way("-tcp", "raw_buffer", &[], false, false),
             way("-tls", "tls", &[], false, false),
         ],
@@ -349,6 +356,14 @@ mod tests {
             assert!(ways(Mtls::Strict, protocol).iter().all(|w| w.mtls && w.transport == "tls"));
             assert!(ways(Mtls::Disable, protocol).iter().all(|w| !w.mtls));
             assert!(ways(Mtls::Permissive, protocol).iter().any(|w| w.mtls));
+            // A switch between the two touches no connection of a sidecar.
+            let strict = ways(Mtls::Strict, protocol);
+            for way in ways(Mtls::Permissive, protocol).iter().filter(|w| w.mtls) {
+                let same =
+                    |w: &&Way| (w.name, w.transport, w.alpn, w.http) == (way.name, way.transport, way.alpn, way.http);
+                assert!(strict.iter().any(|w| same(&w)), "{} of {protocol:?}", way.name);
+            }
+            assert!(strict.iter().any(|w| w.alpn.is_empty()), "clients with a certificate that are no sidecars");
         }
     }
 

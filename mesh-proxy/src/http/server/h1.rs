@@ -34,8 +34,8 @@ use crate::{
     net,
 };
 
-/// Serves HTTP/1 on a connection. Draining: the answer in flight carries `connection: close`, an idle connection is
-/// closed at once. A tunnel is part of the connection: it ends with it, and it is served to its end.
+/// Serves HTTP/1 on a connection. Draining: the next answer carries `connection: close`; a connection that idles for
+/// [`LAST_REQUEST`] is closed, for until then a request may be on its way that its client would see fail. A tunnel is part of the connection: it ends with it, and it is served to its end.
 pub(super) async fn serve(client: Client, io: net::Io, drain: drain::Watch) {
     let manager = client.live.load_full();
     let config = &manager.config;
@@ -90,7 +90,13 @@ pub(super) async fn serve(client: Client, io: net::Io, drain: drain::Watch) {
     };
     let io = Framed::new(Patient::new(io, times.stream_idle), framing);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service).with_upgrades());
-    let life = times_max(&drain, times.max_connection);
+    let life = async {
+        times_max(&drain, times.max_connection).await;
+        if drain.is_draining() {
+            tokio::time::sleep(LAST_REQUEST).await;
+        }
+    };
+    let life = pin!(life);
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = life => {
@@ -111,6 +117,9 @@ pub(super) async fn serve(client: Client, io: net::Io, drain: drain::Watch) {
         tunnel.await;
     }
 }
+
+/// How long a connection that drains waits for one more request. Clients with a pool and something to do send one sooner.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Resolves when the connection is to take no more requests.
 pub(super) async fn times_max(drain: &drain::Watch, most: Duration) {
