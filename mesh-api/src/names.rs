@@ -111,6 +111,19 @@ pub fn service_host(name: &str, namespace: &str, domain: &str) -> String {
     format!("{name}.{namespace}.svc.{domain}")
 }
 
+/// The namespace whose Kubernetes Services a host names, `*` when a pattern covers several; `None`: it lies outside of
+/// them.
+pub fn service_namespace<'a>(host: &'a str, domain: &str) -> Option<&'a str> {
+    let all = format!(".svc.{domain}");
+    if let Some(suffix) = host.strip_prefix('*')
+        && all.ends_with(suffix)
+    {
+        return Some("*");
+    }
+    let name = host.strip_suffix(&all)?;
+    name.rsplit('.').next()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -201,6 +201,7 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
         network: settings.network.as_str().into(),
         trust_domain: settings.trust_domain.as_deref().map(Into::into),
         domain: settings.domain.as_str().into(),
+        cross_namespace_routes: settings.cross_namespace_routes,
     };
     let mut writer = IndexWriter::new(options);
     count_events(&metrics, &first);

@@ -71,6 +71,10 @@ pub struct Serve {
     /// DNS domain of services
     #[arg(long, env = "MESH_DOMAIN", default_value = "cluster.local")]
     pub domain: String,
+    /// Let a VirtualService route requests for services of other namespaces for all clients, as under Istio, and not for
+    /// those of its own namespace only
+    #[arg(long, env = "MESH_CROSS_NAMESPACE_ROUTES")]
+    pub cross_namespace_routes: bool,
     /// Life of a workload certificate when the workload asks for none
     #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL", default_value = "24h", value_parser = duration)]
     pub workload_cert_ttl: Duration,

@@ -73,11 +73,19 @@ pub struct Options {
     pub trust_domain: Option<Name>,
     /// DNS domain of services.
     pub domain: Name,
+    /// VirtualServices route to other namespaces' services for every client, as under Istio.
+    pub cross_namespace_routes: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cluster: "Kubernetes".into(), network: "".into(), trust_domain: None, domain: "cluster.local".into() }
+        Self {
+            cluster: "Kubernetes".into(),
+            network: "".into(),
+            trust_domain: None,
+            domain: "cluster.local".into(),
+            cross_namespace_routes: false,
+        }
     }
 }
 
@@ -396,6 +404,16 @@ impl Index {
     /// VirtualServices for sidecars of a namespace, oldest first.
     pub fn mesh_virtual_services(&self, namespace: &str) -> impl Iterator<Item = &Arc<VirtualServiceEntry>> {
         self.virtual_services.iter().filter(move |v| v.is_mesh() && v.export.visible(namespace))
+    }
+
+    /// Whether a route that an object of namespace `author` declares for a service of namespace `owner` holds for
+    /// clients of namespace `client`: nobody but its owner and the root namespace decides where other tenants' requests
+    /// for a service go.
+    pub fn routes_for(&self, author: &str, owner: &str, client: &str) -> bool {
+        author == owner
+            || author == client
+            || author == self.mesh.root_namespace()
+            || self.options.cross_namespace_routes
     }
 
     /// VirtualServices of a gateway (`namespace/name`) whose proxies run in `namespace`, oldest first.

@@ -199,8 +199,17 @@ impl Service {
         }
     }
 
-    /// One host of a ServiceEntry.
-    pub(super) fn from_entry(object: &Object, spec: &networking::ServiceEntry, host: &str, mesh: &MeshConfig) -> Self {
+    /// One host of a ServiceEntry. Hosts below another namespace's Services are its own clients' matter.
+    pub(super) fn from_entry(
+        object: &Object,
+        spec: &networking::ServiceEntry,
+        host: &str,
+        mesh: &MeshConfig,
+        domain: &str,
+    ) -> Self {
+        let own = &*object.key.namespace;
+        let confined = own != mesh.root_namespace() && names::service_namespace(host, domain).is_some_and(|n| n != own);
+        let export = ExportTo::parse(spec.export_to.iter().map(String::as_str), &mesh.default_service_export_to, own);
         let key = ServiceKey::new(host, &object.key.namespace);
         let ports = spec.ports.iter().map(|p| ServicePort {
             name: p.name.as_str().into(),
@@ -223,11 +232,7 @@ impl Service {
             },
             external: spec.location == Location::MeshExternal,
             headless: false,
-            export: ExportTo::parse(
-                spec.export_to.iter().map(String::as_str),
-                &mesh.default_service_export_to,
-                &key.namespace,
-            ),
+            export: if confined { export.within(own) } else { export },
             labels: Arc::new(object.meta.labels.clone()),
             selectors: spec.workload_selector.iter().map(|s| s.labels.clone()).filter(|l| !l.is_empty()).collect(),
             publish_not_ready: false,

@@ -47,6 +47,11 @@ impl ExportTo {
         }
     }
 
+    /// What is left of it when only `namespace` may see it.
+    pub fn within(&self, namespace: &str) -> Self {
+        if self.visible(namespace) { Self::Namespaces(BTreeSet::from([namespace.into()])) } else { Self::Nobody }
+    }
+
     /// Shown to `namespace` and nobody else.
     pub fn private_to(&self, namespace: &str) -> bool {
         matches!(self, Self::Namespaces(set) if set.len() == 1 && set.contains(namespace))
@@ -82,6 +87,8 @@ mod tests {
         assert!(parse(&["."]).private_to("shop"));
         assert!(parse(&[".", "bank"]).visible("bank"));
         assert!(!parse(&["bank"]).visible("shop"));
+        assert!(parse(&[]).within("shop").private_to("shop"));
+        assert_eq!(parse(&["bank"]).within("shop"), ExportTo::Nobody);
         assert!(ExportTo::parse([], &[".".to_owned()], "shop").private_to("shop"));
     }
 }

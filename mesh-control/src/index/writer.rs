@@ -267,7 +267,7 @@ impl IndexWriter {
         for object in objects {
             let service = match &object.spec {
                 Spec::Service(s) => Service::from_kubernetes(object, s, &index.mesh, &index.options.domain),
-                Spec::ServiceEntry(s) => Service::from_entry(object, s, &key.host, &index.mesh),
+                Spec::ServiceEntry(s) => Service::from_entry(object, s, &key.host, &index.mesh, &index.options.domain),
                 _ => continue,
             };
             match &mut out {

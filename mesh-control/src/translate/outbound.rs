@@ -397,8 +397,13 @@ impl<'a> Builder<'a, '_> {
     /// any the service itself.
     fn tcp_chains(&self, egress: &'a Egress, wanted: &Wanted<'_>) -> Vec<TcpRule> {
         let name = &*wanted.service.key.host;
-        let mine: Vec<&Arc<VirtualServiceEntry>> =
-            egress.virtual_services.iter().filter(|v| v.hosts.iter().any(|h| host::within(h, name))).collect();
+        let (owner, client) = (&wanted.service.key.namespace, &self.request.view.namespace);
+        let mine: Vec<&Arc<VirtualServiceEntry>> = egress
+            .virtual_services
+            .iter()
+            .filter(|v| v.hosts.iter().any(|h| host::within(h, name)))
+            .filter(|v| self.request.index.routes_for(v.namespace(), owner, client))
+            .collect();
         let at = |_: &VirtualServiceEntry| Some(Placed { port: wanted.listen, gateway: MESH_GATEWAY.into() });
         let mut out = Vec::new();
         if wanted.protocol.is_tls() || wanted.protocol.is_auto() {

@@ -145,13 +145,18 @@ impl<'a> Table<'a> {
         self.request.index
     }
 
-    /// Virtual hosts of VirtualServices, then of services that none speaks for.
+    /// Virtual hosts of VirtualServices, then of services that none speaks for, then of names that are no service's
+    /// and come from another namespace: those must not take a service's shorter names and addresses away.
     fn virtual_hosts(&self) -> Vec<VirtualHost> {
-        let claims = Claims::new(&self.services, &self.virtual_services);
+        let own = &self.request.view.namespace;
+        let claims = Claims::new(&self.services, &self.virtual_services, |vs, scoped| {
+            self.index().routes_for(vs.namespace(), &scoped.service.key.namespace, own)
+        });
         let mut out = Hosts { port: self.port, ..Hosts::default() };
+        let mut late = Vec::new();
         let mut served: HashSet<(&str, u16)> = HashSet::new();
         for (i, vs) in self.virtual_services.iter().enumerate() {
-            self.of_virtual_service(vs, &claims, i, &mut out, &mut served);
+            self.of_virtual_service(vs, &claims, i, &mut out, &mut late, &mut served);
         }
         for scoped in &self.services {
             let service = scoped.service.arc();
@@ -166,6 +171,9 @@ impl<'a> Table<'a> {
                 let origin = Origin::default();
                 out.add(&service.key.host, port, self.domains(service), routes, origin);
             }
+        }
+        for (host, port, routes, origin) in late {
+            out.add(host, port, vec![host.clone()], routes, origin);
         }
         out.hosts
     }
@@ -186,12 +194,13 @@ impl<'a> Table<'a> {
         default_route(target, port, self.index().mesh().default_http_retry_policy.as_ref(), hash)
     }
 
-    fn of_virtual_service(
+    fn of_virtual_service<'v>(
         &self,
-        vs: &VirtualServiceEntry,
+        vs: &'v VirtualServiceEntry,
         claims: &Claims<'a>,
         number: usize,
         out: &mut Hosts,
+        late: &mut Vec<(&'v Name, u16, Vec<Route>, Origin)>,
         served: &mut HashSet<(&'a str, u16)>,
     ) {
         let mut by_port: BTreeMap<u16, Vec<&'a Service>> = BTreeMap::new();
@@ -200,7 +209,7 @@ impl<'a> Table<'a> {
                 by_port.entry(port).or_default().push(scoped.service.arc());
             }
         }
-        let bare: Vec<&Name> = vs.hosts.iter().filter(|h| !claims.matched.contains(&***h)).collect();
+        let bare: Vec<&'v Name> = vs.hosts.iter().filter(|h| !claims.matched.contains(&***h)).collect();
         if by_port.is_empty() && !bare.is_empty() && (self.port == WEB || self.port == 0) {
             by_port.insert(WEB, vec![]);
         }
@@ -216,8 +225,13 @@ impl<'a> Table<'a> {
                 continue;
             }
             let origin = || Origin { config: config.clone() };
-            for host in &bare {
-                out.add(host, port, vec![(*host).clone()], routes.clone(), origin());
+            for host in bare.iter().copied() {
+                // The empty namespace: nobody owns what is no service.
+                if self.index().routes_for(vs.namespace(), "", &self.request.view.namespace) {
+                    out.add(host, port, vec![host.clone()], routes.clone(), origin());
+                } else {
+                    late.push((host, port, routes.clone(), origin()));
+                }
             }
             for service in services {
                 served.insert((&service.key.host, port));
@@ -369,7 +383,8 @@ impl Hosts {
     }
 }
 
-/// Which VirtualService speaks for which service: the one with the most specific host, then the oldest.
+/// Which VirtualService speaks for which service: of those that may, the one with the most specific host, then the
+/// oldest.
 struct Claims<'a> {
     by_virtual_service: HashMap<usize, Vec<&'a Scoped>>,
     /// Hosts of VirtualServices that mean services.
@@ -377,15 +392,19 @@ struct Claims<'a> {
 }
 
 impl<'a> Claims<'a> {
-    fn new(services: &[&'a Scoped], virtual_services: &[&'a Arc<VirtualServiceEntry>]) -> Self {
-        let mut exact: HashMap<&'a str, usize> = HashMap::new();
+    fn new(
+        services: &[&'a Scoped],
+        virtual_services: &[&'a Arc<VirtualServiceEntry>],
+        may_route: impl Fn(&VirtualServiceEntry, &Scoped) -> bool,
+    ) -> Self {
+        let mut exact: HashMap<&'a str, Vec<usize>> = HashMap::new();
         let mut patterns: Vec<(&'a str, usize)> = Vec::new();
         for (i, vs) in virtual_services.iter().enumerate() {
             for h in vs.hosts.iter().map(|h| &**h) {
                 if host::is_wildcard(h) {
                     patterns.push((h, i));
                 } else {
-                    exact.entry(h).or_insert(i);
+                    exact.entry(h).or_default().push(i);
                 }
             }
         }
@@ -393,13 +412,17 @@ impl<'a> Claims<'a> {
         let mut out = Self { by_virtual_service: HashMap::new(), matched: HashSet::new() };
         for scoped in services {
             let name: &'a str = &scoped.service.arc().key.host;
-            let mut best = exact.get_key_value(name).map(|(h, i)| (*h, *i));
+            let may = |i: &usize| virtual_services.get(*i).is_some_and(|vs| may_route(vs, scoped));
+            let mut best = None;
+            if let Some((h, list)) = exact.get_key_value(name) {
+                out.matched.insert(h);
+                best = list.iter().copied().find(may);
+            }
             for (pattern, i) in patterns.iter().filter(|(p, _)| host::within(p, name)) {
                 out.matched.insert(pattern);
-                best = best.or(Some((pattern, *i)));
+                best = best.or(Some(*i).filter(may));
             }
-            if let Some((h, i)) = best {
-                out.matched.insert(h);
+            if let Some(i) = best {
                 out.by_virtual_service.entry(i).or_default().push(scoped);
             }
         }
@@ -419,6 +442,7 @@ mod tests {
         super::testing::{World, texts},
         *,
     };
+    use crate::index::Options;
 
     const SERVICES: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: reviews, namespace: shop}\nspec: {clusterIP: 10.1.0.1, ports: [{name: http, port: 80}, {name: grpc-admin, port: 9090}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: ledger, namespace: bank}\nspec: {clusterIP: 10.1.0.2, ports: [{name: http, port: 80}, {port: 7000}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: pods, namespace: shop}\nspec: {clusterIP: None, ports: [{name: http, port: 80}]}\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: wild, namespace: shop}\nspec: {hosts: ['*.wild.test', api.test], ports: [{number: 80, name: http, protocol: HTTP}], resolution: NONE}\n";
 
@@ -448,6 +472,53 @@ mod tests {
             other => format!("{other:?}"),
         };
         v.routes.iter().map(one).collect()
+    }
+
+    fn of_bank(yaml: &str) -> String {
+        virtual_service("v", yaml).replace("namespace: shop", "namespace: bank")
+    }
+
+    #[test]
+    fn nobody_routes_other_tenants_requests() {
+        let spec = "{hosts: [reviews.shop.svc.cluster.local, reviews.shop, 10.1.0.1, free.test], http: [{route: [{destination: {host: ledger.bank.svc.cluster.local}}]}]}";
+        let ledger = ["outbound|80||ledger.bank.svc.cluster.local"];
+        let own = ["outbound|80||reviews.shop.svc.cluster.local"];
+        let of = |from: &str, author: &str, shared: bool| {
+            let yaml = format!("{SERVICES}{}", virtual_service("v", spec).replace("namespace: shop", author));
+            let options = Options { cross_namespace_routes: shared, ..Options::default() };
+            let world = World::with_options(&yaml, options);
+            let view = world.sidecar("10.0.0.1", from, &[("app", "web")]);
+            let table = world.ask(&view, |r| generate(*r, "80")).unwrap();
+            // What a name leads to is what stands first.
+            ["reviews.shop.svc.cluster.local", "reviews.shop", "10.1.0.1", "free.test"].map(|name| {
+                let host = table.virtual_hosts.iter().find(|v| v.domains.iter().any(|d| **d == *name)).unwrap();
+                clusters(host).remove(0)
+            })
+        };
+        let others = [own[0], own[0], own[0], ledger[0]];
+        assert_eq!(of("shop", "namespace: bank", false), others, "the owner's clients");
+        assert_eq!(of("third", "namespace: bank", false), others, "clients of a third namespace");
+        for (from, author, shared, who) in [
+            ("bank", "namespace: bank", false, "its own clients"),
+            ("third", "namespace: shop", false, "of the owner, for all"),
+            ("third", "namespace: istio-system", false, "of the root namespace, for all"),
+            ("third", "namespace: bank", true, "as under Istio"),
+        ] {
+            let found = of(from, author, shared);
+            assert_eq!((&*found[0], &*found[3]), (ledger[0], ledger[0]), "{who}");
+        }
+    }
+
+    #[test]
+    fn the_one_that_may_is_found_behind_one_that_may_not() {
+        let of_bank = of_bank(
+            "{hosts: ['*.shop.svc.cluster.local', reviews.shop.svc.cluster.local], http: [{directResponse: {status: 299}}]}",
+        );
+        let own =
+            virtual_service("w", "{hosts: ['*.shop.svc.cluster.local'], http: [{directResponse: {status: 298}}]}");
+        let c = routes_of(&format!("{of_bank}{own}"), "80").unwrap();
+        let reviews = host(&c, "reviews.shop.svc.cluster.local:80");
+        assert!(clusters(reviews)[0].contains("298"), "{:?}", clusters(reviews));
     }
 
     #[test]

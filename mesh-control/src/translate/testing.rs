@@ -24,7 +24,12 @@ pub(crate) struct World {
 impl World {
     /// From manifests, every one of which must be accepted.
     pub(crate) fn new(yaml: &str) -> Self {
-        let mut world = Self { writer: IndexWriter::new(Options::default()), translator: Translator::new() };
+        Self::with_options(yaml, Options::default())
+    }
+
+    /// The same, of a control plane with these options.
+    pub(crate) fn with_options(yaml: &str, options: Options) -> Self {
+        let mut world = Self { writer: IndexWriter::new(options), translator: Translator::new() };
         world.apply(yaml);
         world
     }

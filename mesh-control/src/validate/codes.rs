@@ -32,6 +32,8 @@ pub const UNPARSABLE: &str = "MESH0002";
 pub const NO_EFFECT: &str = "MESH0003";
 /// A kind that the mesh does not read.
 pub const NOT_READ: &str = "MESH0004";
+/// A route for a service of another namespace.
+pub const OTHERS_HOST: &str = "MESH0005";
 
 /// The code itself.
 pub fn find(code: &str) -> Option<&'static Code> {
@@ -265,6 +267,13 @@ pub const ALL: &[Code] = &[
         W,
         "a kind of object that this mesh does not read",
         "nothing, when it is meant for somebody else",
+    ),
+    row(
+        OTHERS_HOST,
+        "RouteForOthersHost",
+        W,
+        "a VirtualService for sidecars names a service of another namespace, and holds for clients of its own only",
+        "move it to the service's namespace or to istio-system, or run mesh-control with --cross-namespace-routes",
     ),
 ];
 

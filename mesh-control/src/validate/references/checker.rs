@@ -7,10 +7,10 @@ use mesh_api::crd::networking::{Destination, DestinationRule, Gateway, VirtualSe
 use mesh_api::names::{complete_host, service_host};
 
 use super::Checked;
-use super::known::{Group, Known, Topic};
+use super::known::{Group, Known, Topic, for_sidecars, scope};
 use crate::source::object::{Kind, Object, ObjectKey, Spec};
 use crate::validate::Finding;
-use crate::validate::codes::MISSING;
+use crate::validate::codes::{MISSING, OTHERS_HOST};
 
 /// Looks at one object.
 pub(super) struct Checker<'k> {
@@ -85,6 +85,7 @@ impl<'k> Checker<'k> {
             }
         }
         self.claims(vs);
+        self.hosts_of_others(vs);
         for (i, http) in vs.http.iter().enumerate() {
             let field = format!("spec.http[{i}]");
             for (j, route) in http.route.iter().enumerate() {
@@ -110,6 +111,25 @@ impl<'k> Checker<'k> {
         for (field, routes) in tls.chain(tcp) {
             for (j, route) in routes.iter().enumerate() {
                 self.destination(&format!("{field}.route[{j}].destination"), &route.destination);
+            }
+        }
+    }
+
+    /// Services of other namespaces are routed for the own clients only.
+    fn hosts_of_others(&mut self, vs: &VirtualService) {
+        let own = self.key.namespace.clone();
+        if !for_sidecars(vs) || scope(self.key).is_empty() {
+            return;
+        }
+        for (i, host) in vs.hosts.iter().enumerate() {
+            let host = complete_host(host, &own, &self.known.domain).to_ascii_lowercase();
+            self.uses.push(Topic::Host(host.clone()));
+            if self.known.belongs_to_others(&host, &own) {
+                let message = format!(
+                    "{host} belongs to another namespace: only clients in {own} are routed by this, \
+                     unless mesh-control runs with --cross-namespace-routes"
+                );
+                self.found.push(Finding::warning(format!("spec.hosts[{i}]"), message).code(OTHERS_HOST));
             }
         }
     }

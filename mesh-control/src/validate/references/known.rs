@@ -129,7 +129,7 @@ pub(super) fn selector(object: &Object) -> Option<Labels> {
     (target.is_none() && targets.is_empty()).then_some(labels)
 }
 
-fn for_sidecars(vs: &VirtualService) -> bool {
+pub(super) fn for_sidecars(vs: &VirtualService) -> bool {
     vs.gateways.is_empty() || vs.gateways.iter().any(|g| g == "mesh")
 }
 
@@ -342,6 +342,11 @@ impl Known {
             Some(by) => Some(by.values().flatten().copied().collect()),
             None => self.suffixes.keys().any(|s| host.ends_with(s.as_str())).then(BTreeSet::new),
         }
+    }
+
+    /// Whether a host is declared, and by objects of other namespaces only.
+    pub(super) fn belongs_to_others(&self, host: &str, namespace: &str) -> bool {
+        self.hosts.get(host).is_some_and(|by| by.keys().all(|key| &*key.namespace != namespace))
     }
 
     pub(super) fn has_subset(&self, host: &str, name: &str) -> bool {
