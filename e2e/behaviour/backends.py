@@ -94,11 +94,22 @@ class Backends:
             server.stop(0)
         self.loop.call_soon_threadsafe(self.loop.stop)
 
+    def unix(self, name, path):
+        """Serves HTTP/1.1 at a Unix socket that everybody may use."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        path.chmod(0o777)
+        listener.listen(64)
+        self._accept(listener, lambda r, w: self._http(name, False, r, w), None)
+
     def _serve(self, namespace, ip, port, handle, context):
         listener = namespace.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((ip, port))
         listener.listen(512)
+        self._accept(listener, handle, context)
+
+    def _accept(self, listener, handle, context):
 
         async def guarded(reader, writer):
             try:

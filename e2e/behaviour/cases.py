@@ -13,7 +13,7 @@ from backends import seconds
 
 POSITIONS = ("gateway", "explicit", "captured", "inbound")
 _METHODS = ("get", "head", "post", "put", "delete", "patch", "options")
-_CASE_KEYS = {"about", "positions", "objects", "requests", "steps", "objects_invalid", "finding", "differs_from_istio", "patience",
+_CASE_KEYS = {"about", "positions", "mesh", "objects", "requests", "steps", "objects_invalid", "finding", "differs_from_istio", "patience",
               "under_load"}
 _REQUEST_KEYS = {*_METHODS, "tcp", "grpc", "send", "headers", "body", "times", "timeout", "after", "at", "at_once", "from", "via", "sni", "certificate", "tls_version",
                  "expect"}
@@ -51,6 +51,7 @@ class Case:
     patience: float | None  # seconds, if more than usual
     load: list  # requests that go on while the steps are gone through again
     rounds: int  # how often they are
+    mesh: dict  # settings of the mesh that differ from the usual
 
     def gateway_api(self):
         """Whether the Gateway of Gateway API stands at the edge, instead of the one of Istio."""
@@ -92,7 +93,8 @@ def parse(name, raw):
         raise Bad(f"{name}: load has rounds and requests, and goes on over several steps")
     _judged(name, load.get("requests", []), _REQUEST_KEYS - _NOT_UNDER_LOAD)
     return Case(name, raw["about"], positions, steps, raw.get("objects_invalid", False), raw.get("finding"), differs,
-                seconds(raw["patience"]) if "patience" in raw else None, load.get("requests", []), load.get("rounds", 0))
+                seconds(raw["patience"]) if "patience" in raw else None, load.get("requests", []), load.get("rounds", 0),
+                raw.get("mesh", {}))
 
 
 def _judged(name, requests, keys):

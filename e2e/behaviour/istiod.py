@@ -5,6 +5,7 @@ come from mesh-control; configuration from istiod in plaintext, hence no Secrets
 """
 
 import json
+import os
 import time
 
 import yaml
@@ -46,9 +47,8 @@ class Istiod(world.World):
         config.write_text(json.dumps({
             "apiVersion": "v1", "kind": "Config", "current-context": "stub", "clusters": [{"name": "stub", "cluster": {"server": "http://127.0.0.1:8001"}}],
             "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "stub"}}], "users": [{"name": "stub", "user": {}}]}))
-        mesh = self.folder / "mesh.yaml"
-        mesh.write_text(next(o["data"]["mesh"] for o in manifests.world() if o["kind"] == "ConfigMap")
-                        + yaml.safe_dump({"defaultProviders": {"metrics": []}, "trustDomain": "cluster.local"}))
+        self.settle({})
+        mesh = self._mesh()
         command = [self._istiod, "discovery", "--kubeconfig", config, "--meshConfig", mesh, "--grpcAddr", f"{manifests.CONTROL_IP}:15010",
                    "--secureGRPCAddr", "", "--httpsAddr", "", "--httpAddr", "127.0.0.1:8080", "--monitoringAddr", "127.0.0.1:15024", "--ctrlz_port", "0",
                    "--shutdownDuration", "0s", "--clusterID", "Kubernetes"]
@@ -61,6 +61,16 @@ class Istiod(world.World):
         if name == "case":
             case = list(yaml.safe_load_all(objects)) if isinstance(objects, str) else objects
             self.kube.replace(manifests.world() + [as_stored(o) for o in case if o])
+
+    def _mesh(self):
+        return self.folder / "mesh.yaml"
+
+    def settle(self, settings):
+        super().settle(settings)
+        whole = self.folder / "mesh.part"
+        whole.write_text(next(o["data"]["mesh"] for o in manifests.world(settings) if o["kind"] == "ConfigMap")
+                         + yaml.safe_dump({"defaultProviders": {"metrics": []}, "trustDomain": "cluster.local"}))
+        os.replace(whole, self._mesh())
 
     def _synced(self):
         # Its state is not ours to read; it bundles changes for 100 ms.

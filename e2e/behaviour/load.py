@@ -50,7 +50,7 @@ def change_under_load(world, case, send):
     try:
         for round in range(case.rounds):
             for number, step in enumerate(case.steps):
-                world.apply(step.objects)
+                world.apply(step.objects, case.mesh)
                 if load.failures:
                     return f"in round {round + 1}, at step {number + 1}: {load.end()}"
     finally:

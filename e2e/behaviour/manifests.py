@@ -34,6 +34,9 @@ BACKENDS = [
 ]
 EXTERNAL = ("ext", "10.77.2.11")
 HEADLESS = "headless"
+# Where pods run, those of who asks included, but for a few.
+NODE, FAR_NODE, FAR = "node-a", "node-b", ("reviews-v2", "reviews-v3")
+TLS_IP = "10.77.2.5"
 LOCALITY = {"istio-locality": "eu.a.1"}  # of whoever asks
 # Address, namespace and labels of workloads with a proxy.
 PROXIES = {
@@ -88,6 +91,11 @@ def address_of(host):
     return known.get(host) or known.get(full) or UNKNOWN_VIP
 
 
+def looked_up():
+    """What the name server of the proxies knows below `dynamic.test`: addresses of backends."""
+    return {name: ip for name, _, _, _, ip in BACKENDS} | {EXTERNAL[0]: EXTERNAL[1], "other": TLS_IP}
+
+
 def _pods():
     yield from ((name, ns, ip, {"app": app, "version": version}, "default", False) for name, ns, app, version, ip in BACKENDS)
     for name, (ip, ns, account, labels) in PROXIES.items():
@@ -133,10 +141,10 @@ def collectors():
     return [{"name": "als", "envoyHttpAls": als}, {"name": "tcp-als", "envoyTcpAls": {**place, "logName": "tcp-als"}}, {"name": "otel", "envoyOtelAls": otel}]
 
 
-def world():
-    """All objects, as dictionaries."""
+def world(settings=None):
+    """All objects, as dictionaries; `settings`: of the mesh, beside the usual ones."""
     mesh = {"accessLogFile": "/dev/stdout", "accessLogFormat": LOG_FORMAT, "proxyHttpPort": 15002, "rootNamespace": SYSTEM,
-            "extensionProviders": authorizers() + collectors()}
+            "extensionProviders": authorizers() + collectors(), **(settings or {})}
     objects = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": n}} for n in (SHOP, OTHER, SYSTEM)]
     objects.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "istio", "namespace": SYSTEM},
                     "data": {"mesh": yaml.safe_dump(mesh)}})
@@ -144,7 +152,7 @@ def world():
     for name, ns, ip, labels, account, meshed in pods:
         labels = {**labels, **({"security.istio.io/tlsMode": "istio"} if meshed else {})}
         objects.append({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": ns, "labels": labels},
-                        "spec": {"serviceAccountName": account, "containers": [{"name": "app", "image": "app"}]},
+                        "spec": {"serviceAccountName": account, "nodeName": FAR_NODE if name in FAR else NODE, "containers": [{"name": "app", "image": "app"}]},
                         "status": {"podIP": ip, "podIPs": [{"ip": ip}], "phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}})
     addresses = vips()
     for name, ns, port, port_name, target in SERVICES:

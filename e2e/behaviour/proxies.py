@@ -17,12 +17,14 @@ ISTIO_VERSION = "1.30.0"
 class Process:
     """A program in a namespace, with its log; dies with this one."""
 
-    def __init__(self, folder, namespace, name, command, user=None, environment=None):
+    def __init__(self, folder, namespace, name, command, user=None, environment=None, resolvers=None):
+        """`resolvers`: a file that stands for `/etc/resolv.conf`."""
         self.name, self.log_path = name, folder / f"{name}.log"
         self.log_path.touch()
         self.log_path.chmod(0o666)  # /dev/stdout is opened again by path, by whoever the proxy runs as
         identity = ["--reuid", user, "--regid", user, "--clear-groups"] if user else []
-        wrapped = ["nsenter", f"--net=/run/netns/{namespace.name}", "setpriv", "--pdeathsig", "KILL", *identity, "--", *command]
+        bound = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', resolvers] if resolvers else []
+        wrapped = ["nsenter", f"--net=/run/netns/{namespace.name}", *bound, "setpriv", "--pdeathsig", "KILL", *identity, "--", *command]
         with open(self.log_path, "ab") as log:
             self.child = subprocess.Popen(list(map(str, wrapped)), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                                           env={**os.environ, **(environment or {})})
@@ -61,7 +63,7 @@ def ours(world, name, pod, token):
                "--interception-mode", interception(name)]
     for key, value in labels.items():
         command += ["--label", f"{key}={value}"]
-    return [Process(world.folder, pod, name, command, PROXY_ID)]
+    return [Process(world.folder, pod, name, command, PROXY_ID, resolvers=world.resolvers)]
 
 
 def interception(name):
@@ -100,7 +102,7 @@ def _by_bootstrap(world, name, pod, token, program):
     path.write_text(json.dumps(bootstrap(world, node, socket, token.read_text().strip())))
     run = [program, "-c", path, "--concurrency", "1", "-l", "warning", "--disable-hot-restart",
            "--file-flush-interval-msec", "50", "--drain-time-s", "1"]
-    return [Process(world.folder, pod, name, run, PROXY_ID), Process(world.folder, pod, f"{name}-agent", agent, PROXY_ID)]
+    return [Process(world.folder, pod, name, run, PROXY_ID, resolvers=world.resolvers), Process(world.folder, pod, f"{name}-agent", agent, PROXY_ID)]
 
 
 def bootstrap(world, node, socket, token):

@@ -16,6 +16,7 @@ import client
 import collector
 import issuer
 import manifests
+import names
 import net
 import proxies
 from backends import Backends, Calls
@@ -36,7 +37,7 @@ class World:
         self.folder.chmod(0o755)
         self.config, self.state = self.folder / "config", self.folder / "state"
         self.config.mkdir()
-        self._binaries, self._things, self._number, self._rejected = binaries, [], 0, {}
+        self._binaries, self._things, self._number, self._rejected, self._settings = binaries, [], 0, {}, {}
         self.calls, self.collector = Calls(), collector.Collector()
         self.pods, self.proxies = {}, {}
 
@@ -62,6 +63,9 @@ class World:
         self.network.address(EXTERNAL[1])
         for name, (ip, *_) in PROXIES.items():
             self.pods[name] = self.network.pod(name, ip, captured=name in ("captured", "guarded"))
+        self._things.append(names.Names(self.namespace, CONTROL_IP, manifests.looked_up()))
+        self.resolvers = self.folder / "resolv.conf"
+        self.resolvers.write_text(f"nameserver {CONTROL_IP}\noptions ndots:1 timeout:2 attempts:1\n")
         self._applications()
         self._control()
         for name, (_, namespace, account, _) in PROXIES.items():
@@ -101,6 +105,7 @@ class World:
         backends.tcp(self.pods["guarded"], "guarded-tcp", PROXIES["guarded"][0], 9000)
         for port in (80, APP_PORT):
             backends.http(self.namespace, EXTERNAL[0], EXTERNAL[1], port)
+        backends.unix("guarded-unix", self.folder / "app.sock")
         for name, port in (("guarded", APP_PORT), ("guarded-admin", ADMIN_PORT)):
             backends.http(self.pods["guarded"], name, PROXIES["guarded"][0], port)
 
@@ -110,8 +115,9 @@ class World:
         folder, authority = self.folder / "certs", certificates.Authority()
         folder.mkdir()
         (folder / "ca.crt").write_text(authority.root_pem)
-        issued = {"tls": "tls.shop.svc.cluster.local", "client": "client.test", "a": "a.test", "b": "b.test"}
+        issued = {"client": "client.test", "a": "a.test", "b": "b.test"}
         pairs = {name: authority.issue(host) for name, host in issued.items()}
+        pairs["tls"] = authority.issue("tls.shop.svc.cluster.local", also=("tls.dynamic.test",))
         pairs["stranger"] = certificates.Authority("stranger").issue("client.test")
         for name, texts in pairs.items():
             for ending, text in zip(("crt", "key"), texts):
@@ -158,11 +164,18 @@ class World:
         whole.write_text(text)
         os.replace(whole, self.config / f"{name}.yaml")
 
-    def apply(self, objects):
-        """Replaces the objects of the case; returns when every proxy has what follows from them."""
+    def settle(self, settings):
+        """Settings of the mesh, beside the usual ones."""
+        self._write("world", manifests.world(settings))
+
+    def apply(self, objects, settings=None):
+        """Replaces the objects of the case, and settings of the mesh; returns when every proxy has what follows from them."""
         self._number += 1
+        if (settings or {}) != self._settings:
+            self._settings = settings or {}
+            self.settle(self._settings)
         text = objects if isinstance(objects, str) else manifests.text(objects)
-        text = text.replace("$CERTS", str(self.folder / "certs"))
+        text = text.replace("$CERTS", str(self.folder / "certs")).replace("$SOCKET", str(self.folder / "app.sock"))
         # The content, as one string of YAML.
         text = re.sub(r"\$PEM/([\w.]+)", lambda m: json.dumps((self.folder / "certs" / m[1]).read_text()), text)
         # One file, so that the marker changes with them.

@@ -33,12 +33,12 @@ class Authority:
                 .serial_number(x509.random_serial_number())
                 .not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(hours=1)))
 
-    def issue(self, host, uris=(), hours=(-1, 1), authority=False, usage=None):
-        """Chain and key, as PEM. What is usual unless it is said otherwise."""
+    def issue(self, host, uris=(), hours=(-1, 1), authority=False, usage=None, also=()):
+        """Chain and key, as PEM. What is usual unless it is said otherwise. `also`: more DNS names."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.timezone.utc)
         begin, end = (now + datetime.timedelta(hours=h) for h in hours)
-        names = ([x509.DNSName(host)] if host else []) + [x509.UniformResourceIdentifier(u) for u in uris]
+        names = ([x509.DNSName(host)] if host else []) + [x509.DNSName(name) for name in also] + [x509.UniformResourceIdentifier(u) for u in uris]
         builder = (x509.CertificateBuilder().subject_name(_name(host or "leaf")).issuer_name(self.name).public_key(key.public_key())
                    .serial_number(x509.random_serial_number()).not_valid_before(begin).not_valid_after(end))
         if names:

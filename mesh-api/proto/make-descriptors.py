@@ -31,8 +31,10 @@ envoy/extensions/access_loggers/filters/cel/v3/cel.proto
 envoy/extensions/access_loggers/grpc/v3/als.proto
 envoy/extensions/access_loggers/open_telemetry/v3/logs_service.proto
 envoy/extensions/access_loggers/stream/v3/stream.proto
+envoy/extensions/clusters/dynamic_forward_proxy/v3/cluster.proto
 envoy/extensions/clusters/original_dst/v3/original_dst.proto
 envoy/extensions/filters/http/cors/v3/cors.proto
+envoy/extensions/filters/http/dynamic_forward_proxy/v3/dynamic_forward_proxy.proto
 envoy/extensions/filters/http/ext_authz/v3/ext_authz.proto
 envoy/extensions/filters/http/fault/v3/fault.proto
 envoy/extensions/filters/http/grpc_stats/v3/config.proto
@@ -56,6 +58,7 @@ envoy/extensions/filters/network/http_connection_manager/v3/http_connection_mana
 envoy/extensions/filters/network/rbac/v3/rbac.proto
 envoy/extensions/filters/network/set_filter_state/v3/set_filter_state.proto
 envoy/extensions/filters/network/sni_cluster/v3/sni_cluster.proto
+envoy/extensions/filters/network/sni_dynamic_forward_proxy/v3/sni_dynamic_forward_proxy.proto
 envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto
 envoy/extensions/http/stateful_session/cookie/v3/cookie.proto
 envoy/extensions/http/stateful_session/header/v3/header.proto

@@ -4,6 +4,8 @@ use std::fmt;
 
 /// Original destination of a captured connection that no service claims, forwarded as it is.
 pub const PASSTHROUGH_CLUSTER: &str = "PassthroughCluster";
+/// Requests for hosts that no service claims, sent to what their names say now (`ALLOW_ANY_DYNAMIC_DNS`).
+pub const ALLOW_ANY_DYNAMIC_DNS_CLUSTER: &str = "AllowAnyDynamicDNSCluster";
 /// Where traffic to unknown destinations ends under `REGISTRY_ONLY`.
 pub const BLACK_HOLE_CLUSTER: &str = "BlackHoleCluster";
 /// Inbound traffic on ports without a service, IPv4.

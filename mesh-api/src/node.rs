@@ -110,6 +110,35 @@ pub struct NodeMetadata {
     /// Port for explicit HTTP proxying (NONE interception), 0: none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub http_proxy_port: String,
+    /// The application's DNS is answered beside the proxy, which so knows names that only the mesh does.
+    #[serde(with = "flag", skip_serializing_if = "std::ops::Not::not")]
+    pub dns_capture: bool,
+    /// Where it is answered; empty: 127.0.0.1:15053.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub dns_proxy_addr: String,
+}
+
+/// Flags of node metadata: agents write them as text.
+mod flag {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Told {
+        Flag(bool),
+        Text(String),
+    }
+
+    pub(super) fn serialize<S: Serializer>(on: &bool, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(if *on { "true" } else { "false" })
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+        Ok(match Told::deserialize(from)? {
+            Told::Flag(on) => on,
+            Told::Text(text) => matches!(text.as_str(), "true" | "1" | "t" | "T" | "TRUE" | "True"),
+        })
+    }
 }
 
 impl NodeMetadata {
@@ -122,6 +151,16 @@ impl NodeMetadata {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flags_are_text_or_not() {
+        for (told, on) in [("true", true), ("\"true\"", true), ("\"1\"", true), ("\"\"", false), ("false", false)] {
+            let meta: NodeMetadata = serde_json::from_str(&format!("{{\"DNS_CAPTURE\": {told}}}")).unwrap();
+            assert_eq!(meta.dns_capture, on, "{told}");
+        }
+        let told = NodeMetadata { dns_capture: true, ..NodeMetadata::default() };
+        assert_eq!(serde_json::to_value(&told).unwrap()["DNS_CAPTURE"], "true");
+    }
 
     #[test]
     fn node_ids() {

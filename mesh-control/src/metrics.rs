@@ -104,7 +104,7 @@ impl<M> PerType<M> {
     }
     /// That of one type.
     pub fn of(&self, ty: TypeUrl) -> &M {
-        let [a, b, c, d, e, f] = &self.0;
+        let [a, b, c, d, e, f, g] = &self.0;
         match ty {
             TypeUrl::Cluster => a,
             TypeUrl::Endpoints => b,
@@ -112,6 +112,7 @@ impl<M> PerType<M> {
             TypeUrl::Listener => d,
             TypeUrl::Route => e,
             TypeUrl::Extension => f,
+            TypeUrl::NameTable => g,
         }
     }
 }

@@ -196,6 +196,11 @@ impl ProxyView {
         self.kind == ProxyKind::Gateway
     }
 
+    /// Whether its application's DNS is answered beside it: only then clients learn addresses that the mesh made up.
+    pub fn captures_dns(&self) -> bool {
+        self.metadata.dns_capture
+    }
+
     /// Its address families.
     pub fn families(&self) -> Families {
         let v6 = self.ips.iter().any(IpAddr::is_ipv6);

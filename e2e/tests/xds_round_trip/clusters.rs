@@ -84,6 +84,22 @@ pub fn named_endpoint_set() -> EndpointSet {
     set
 }
 
+/// Every field other than its default.
+pub fn dns_cache() -> DnsCache {
+    DnsCache {
+        name: "names".into(),
+        family: DnsFamily::V4Preferred,
+        refresh: seconds(30),
+        min_refresh: seconds(2),
+        host_ttl: seconds(100),
+        max_hosts: 7,
+        failure_refresh: Some((seconds(1), seconds(9))),
+        max_pending: 8,
+        query_timeout: seconds(3),
+        resolvers: vec![([127, 0, 0, 1], 15053).into()],
+    }
+}
+
 pub fn clusters() -> Vec<Cluster> {
     let slow = Some(SlowStart { window: seconds(30), aggression: 2.0, min_weight_percent: 5.0 });
     let mut full = Cluster::new("full", Discovery::Eds { service: "other".into() });
@@ -180,6 +196,13 @@ pub fn clusters() -> Vec<Cluster> {
     let mut provided = Cluster::new("original", original);
     provided.lb = LbPolicy::ClusterProvided;
     all.push(provided);
+    let mut dynamic = Cluster::new("dynamic", Discovery::Dynamic(dns_cache()));
+    dynamic.lb = LbPolicy::ClusterProvided;
+    all.push(dynamic.clone());
+    dynamic.name = "dynamic-tls".into();
+    dynamic.tls = Some(upstream_tls());
+    (dynamic.http.auto_sni, dynamic.http.auto_san_validation) = (true, true);
+    all.push(dynamic);
     for (name, discovery) in [
         ("strict", Discovery::StrictDns(named_endpoint_set())),
         ("logical", Discovery::LogicalDns(named_endpoint_set())),

@@ -191,6 +191,9 @@ pub enum AccessLogEncoding {
 pub struct OutboundPolicy {
     /// `mode`.
     pub mode: OutboundPolicyMode,
+    /// `tls`: how requests for hosts that are looked up are sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<crate::crd::networking::ClientTls>,
 }
 
 /// Unknown destinations pass or are refused.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 
-use super::{EndpointSet, Fraction, Metadata, Name, Origin, UpstreamTls};
+use super::{DnsCache, EndpointSet, Fraction, Metadata, Name, Origin, UpstreamTls};
 
 /// One upstream service (or subset of it).
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -113,6 +113,9 @@ pub enum Discovery {
         /// How long an unused endpoint is kept.
         cleanup_interval: Duration,
     },
+    /// What the request's host or the connection's server name says, looked up when it is asked for
+    /// (`envoy.clusters.dynamic_forward_proxy`).
+    Dynamic(DnsCache),
 }
 
 /// `DnsLookupFamily`.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    AccessLog, CorsPolicy, Fraction, GlobalRateLimit, HashSource, HeaderMatcher, HeaderMutation, JwtAuthn, Metadata,
-    Name, RateLimitSettings, Rbac, RouteConfig, Tracing, Upgrade,
+    AccessLog, CorsPolicy, DnsCache, Fraction, GlobalRateLimit, HashSource, HeaderMatcher, HeaderMutation, JwtAuthn,
+    Metadata, Name, RateLimitSettings, Rbac, RouteConfig, Tracing, Upgrade,
 };
 use super::{AuthzSettings, ExtAuthz};
 
@@ -23,6 +23,9 @@ pub enum NetworkFilter {
     ExtAuthz(Box<ExtAuthz>),
     /// Sets the cluster of a following TCP proxy to the SNI of the connection (`sni_cluster`).
     SniCluster,
+    /// The server name of the connection, at this port, is what a following TCP proxy to a cluster that is found by name
+    /// goes to (`sni_dynamic_forward_proxy`).
+    SniDynamicForwardProxy { cache: DnsCache, port: u16 },
     /// `envoy.filters.network.connection_limit`.
     ConnectionLimit { stat_prefix: Name, max: u64, delay: Duration },
     /// Istio's peer metadata exchange; does natively what it means.
@@ -369,6 +372,8 @@ pub enum HttpFilterKind {
     PeerMetadata(PeerMetadata),
     /// Checks tokens.
     JwtAuthn(Box<JwtAuthn>),
+    /// Looks up hosts of requests whose cluster is found by name.
+    DynamicForwardProxy(Box<DnsCache>),
 }
 
 /// Router filter.

@@ -8,12 +8,14 @@
 use std::sync::Arc;
 
 pub mod cluster;
+pub mod dns_cache;
 pub mod endpoint;
 pub mod ext_authz;
 pub mod filter;
 pub mod jwt;
 pub mod listener;
 pub mod matcher;
+pub mod name_table;
 pub mod policy;
 pub mod rate_limit;
 pub mod route;
@@ -22,12 +24,14 @@ pub mod telemetry;
 pub mod tls;
 
 pub use cluster::*;
+pub use dns_cache::*;
 pub use endpoint::*;
 pub use ext_authz::*;
 pub use filter::*;
 pub use jwt::*;
 pub use listener::*;
 pub use matcher::*;
+pub use name_table::*;
 pub use policy::*;
 pub use rate_limit::*;
 pub use route::*;

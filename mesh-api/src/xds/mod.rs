@@ -21,12 +21,21 @@ pub enum TypeUrl {
     Route,
     /// `envoy.config.core.v3.TypedExtensionConfig`
     Extension,
+    /// `istio.networking.nds.v1.NameTable`
+    NameTable,
 }
 
 impl TypeUrl {
     /// All, in sending order.
-    pub const ALL: [TypeUrl; 6] =
-        [TypeUrl::Cluster, TypeUrl::Endpoints, TypeUrl::Secret, TypeUrl::Listener, TypeUrl::Route, TypeUrl::Extension];
+    pub const ALL: [TypeUrl; 7] = [
+        TypeUrl::Cluster,
+        TypeUrl::Endpoints,
+        TypeUrl::Secret,
+        TypeUrl::Listener,
+        TypeUrl::Route,
+        TypeUrl::Extension,
+        TypeUrl::NameTable,
+    ];
 
     /// The type URL on the wire.
     pub const fn as_str(self) -> &'static str {
@@ -37,6 +46,7 @@ impl TypeUrl {
             TypeUrl::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             TypeUrl::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
             TypeUrl::Extension => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
+            TypeUrl::NameTable => "type.googleapis.com/istio.networking.nds.v1.NameTable",
         }
     }
 
@@ -54,6 +64,7 @@ impl TypeUrl {
             TypeUrl::Listener => "LDS",
             TypeUrl::Route => "RDS",
             TypeUrl::Extension => "ECDS",
+            TypeUrl::NameTable => "NDS",
         }
     }
 }

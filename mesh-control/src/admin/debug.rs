@@ -40,6 +40,7 @@ fn word(ty: TypeUrl) -> &'static str {
         TypeUrl::Listener => "listener",
         TypeUrl::Route => "route",
         TypeUrl::Extension => "extensionconfig",
+        TypeUrl::NameTable => "nametable",
     }
 }
 

@@ -56,7 +56,7 @@ impl Mirror {
             self.view = index.view(self.proxy.clone());
         }
         for (ty, names) in TypeUrl::ALL.into_iter().zip(&affected.types) {
-            let wildcard = matches!(ty, TypeUrl::Cluster | TypeUrl::Listener);
+            let wildcard = matches!(ty, TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::NameTable);
             let asked = self.asked(ty);
             let mut look: Vec<Name> = match names {
                 Names::None => vec![],

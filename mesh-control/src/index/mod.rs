@@ -4,6 +4,7 @@
 //! [`Index`] is an immutable value, cheap to clone; [`IndexWriter`] makes the next one from changed objects and says
 //! precisely what changed. Must not know proxies' configuration, Kubernetes clients or xDS.
 
+pub mod allocation;
 pub mod change;
 pub mod endpoint;
 pub mod host;
@@ -40,6 +41,7 @@ use mesh_api::{
 
 use self::rules::NamespaceRules;
 pub use self::{
+    allocation::{Allocated, Allocation},
     change::ChangeSet,
     endpoint::{Endpoint, EndpointAddress, EndpointFacts, Health, ServiceEndpoints},
     ingress::IngressGateway,
@@ -134,6 +136,8 @@ pub struct Index {
     selecting: HashMap<(Name, Name, Name), OrdSet<ServiceKey>>,
     /// ExternalName services by the host they stand for.
     aliases: HashMap<Name, OrdSet<ServiceKey>>,
+    /// Addresses of hosts that have none.
+    allocation: Arc<Allocation>,
     /// Keys of issuers that were fetched.
     keys: keys::FetchedKeys,
     stamps: Arc<BTreeMap<Kind, Stamp>>,
@@ -157,6 +161,7 @@ impl PartialEq for Index {
             && self.ingress_gateways == other.ingress_gateways
             && self.selecting == other.selecting
             && self.aliases == other.aliases
+            && self.allocation == other.allocation
             && self.keys == other.keys
     }
 }
@@ -178,6 +183,7 @@ impl Index {
             ingress_gateways: Arc::default(),
             selecting: HashMap::new(),
             aliases: HashMap::new(),
+            allocation: Arc::default(),
             keys: keys::FetchedKeys::new(),
             stamps: Arc::default(),
             services_stamp: Stamp::NONE,
@@ -331,6 +337,11 @@ impl Index {
     pub fn alias_target(&self, service: &Service) -> Option<&ServiceEntry> {
         let target = service.alias_of.as_ref()?;
         self.service(target, &service.key.namespace).filter(|e| e.service.resolution != Resolution::Alias)
+    }
+
+    /// The addresses that the mesh made up for a host without any.
+    pub fn allocated(&self, key: &ServiceKey) -> Option<Allocated> {
+        self.allocation.get(key)
     }
 
     /// ExternalName services that stand for a host.

@@ -13,14 +13,17 @@ use mesh_api::{
     names,
 };
 
-use super::{protocol::Protocol, visibility::ExportTo};
-use crate::source::{
-    core::{self, IntOrString},
-    object::{Object, ObjectKey, Spec},
+use super::{allocation::Allocated, protocol::Protocol, visibility::ExportTo};
+use crate::{
+    source::{
+        core::{self, IntOrString},
+        object::{Object, ObjectKey, Spec},
+    },
+    view::ProxyView,
 };
 
-/// Annotation (and field) that says how far endpoints may be away.
-const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+/// Annotation of services and namespaces (and field) that says how far endpoints may be away.
+pub(super) const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 
 /// A host of a namespace. The same host in another namespace is another service.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,6 +52,8 @@ pub enum Resolution {
     DnsRoundRobin,
     /// Whatever address the client dialled (`NONE`, headless services).
     Passthrough,
+    /// The address of the host that a client asks for, looked up then.
+    DynamicDns,
     /// Another name of another service, when that is in the mesh; else DNS.
     Alias,
 }
@@ -68,6 +73,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Addresses that clients dial (virtual IPs); CIDR blocks only from ServiceEntries.
     pub addresses: Vec<IpNet>,
+    /// Addresses that the mesh made up, where the declaration has none.
+    pub allocated: Option<Allocated>,
     /// How endpoints are found.
     pub resolution: Resolution,
     /// Not part of the mesh (`MESH_EXTERNAL`, ExternalName): no mesh TLS.
@@ -146,13 +153,25 @@ impl Service {
         self.addresses.iter().filter(|n| n.prefix_len() == n.max_prefix_len()).map(IpNet::addr)
     }
 
+    /// Single addresses that clients of a proxy dial: the service's own, else those that the mesh made up, where its DNS
+    /// tells them.
+    pub fn ips_for(&self, view: &ProxyView) -> impl Iterator<Item = IpAddr> + '_ {
+        let told = self.addresses.is_empty() && view.captures_dns();
+        self.ips().chain(self.allocated.filter(|_| told).into_iter().flat_map(Allocated::ips))
+    }
+
     /// Order in which services of one host count: Kubernetes first, then age, then namespace.
     pub fn precedence(&self) -> (bool, Option<jiff::Timestamp>, &str, &str) {
         (!self.kubernetes, self.creation, &self.key.namespace, &self.origin.name)
     }
 
     /// A Kubernetes Service.
-    pub(super) fn from_kubernetes(object: &Object, spec: &core::Service, mesh: &MeshConfig, domain: &str) -> Self {
+    pub(super) fn from_kubernetes(
+        object: &Object,
+        spec: &core::Service,
+        (namespace, mesh): (Option<&Object>, &MeshConfig),
+        domain: &str,
+    ) -> Self {
         let key = ServiceKey::new(
             &names::service_host(&object.key.name, &object.key.namespace, domain),
             &object.key.namespace,
@@ -172,13 +191,17 @@ impl Service {
             },
         });
         let export = object.meta.annotations.get(EXPORT_TO).map(String::as_str).unwrap_or_default();
-        let distribution = object.meta.annotations.get(TRAFFIC_DISTRIBUTION).unwrap_or(&spec.traffic_distribution);
+        let mut ports: Vec<ServicePort> = ports.collect();
+        // UDP goes past the mesh; one of its ports must not stand for the one of TCP that has its number.
+        let tcp: Vec<u16> = ports.iter().filter(|p| p.protocol != Protocol::Udp).map(|p| p.port).collect();
+        ports.retain(|p| p.protocol != Protocol::Udp || !tcp.contains(&p.port));
         Self {
             name: object.key.name.clone(),
             origin: object.key.clone(),
             kubernetes: true,
-            ports: ports.collect(),
+            ports,
             addresses: if alias { vec![] } else { spec.addresses().map(IpNet::from).collect() },
+            allocated: None,
             resolution: match (alias, headless) {
                 (true, _) => Resolution::Alias,
                 (_, true) => Resolution::Passthrough,
@@ -191,7 +214,7 @@ impl Service {
             selectors: Some(spec.selector.clone()).filter(|s| !s.is_empty()).into_iter().collect(),
             publish_not_ready: spec.publish_not_ready_addresses,
             node_local: spec.internal_traffic_policy == "Local",
-            prefer_near: nearness(distribution),
+            prefer_near: nearness(&spec.traffic_distribution, [Some(object), namespace]),
             subject_alt_names: vec![],
             alias_of: alias.then(|| spec.external_name.trim_end_matches('.').to_ascii_lowercase().into()),
             creation: object.meta.creation,
@@ -204,7 +227,7 @@ impl Service {
         object: &Object,
         spec: &networking::ServiceEntry,
         host: &str,
-        mesh: &MeshConfig,
+        (namespace, mesh): (Option<&Object>, &MeshConfig),
         domain: &str,
     ) -> Self {
         let own = &*object.key.namespace;
@@ -217,15 +240,16 @@ impl Service {
             protocol: Protocol::parse(&p.protocol),
             target: TargetPort::Number(p.target_port.unwrap_or(p.number)),
         });
-        let distribution = object.meta.annotations.get(TRAFFIC_DISTRIBUTION).map(String::as_str).unwrap_or_default();
         Self {
             name: key.host.clone(),
             origin: object.key.clone(),
             kubernetes: false,
             ports: ports.collect(),
             addresses: spec.addresses.iter().filter_map(|a| block(a)).collect(),
+            allocated: None,
             resolution: match spec.resolution {
-                networking::Resolution::None | networking::Resolution::DynamicDns => Resolution::Passthrough,
+                networking::Resolution::None => Resolution::Passthrough,
+                networking::Resolution::DynamicDns => Resolution::DynamicDns,
                 networking::Resolution::Static => Resolution::Endpoints,
                 networking::Resolution::Dns => Resolution::Dns,
                 networking::Resolution::DnsRoundRobin => Resolution::DnsRoundRobin,
@@ -237,7 +261,7 @@ impl Service {
             selectors: spec.workload_selector.iter().map(|s| s.labels.clone()).filter(|l| !l.is_empty()).collect(),
             publish_not_ready: false,
             node_local: false,
-            prefer_near: nearness(distribution),
+            prefer_near: nearness("", [Some(object), namespace]),
             subject_alt_names: spec.subject_alt_names.iter().map(|s| s.as_str().into()).collect(),
             alias_of: None,
             creation: object.meta.creation,
@@ -293,10 +317,13 @@ fn block(text: &str) -> Option<IpNet> {
     text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse::<IpNet>().map(|n| n.trunc())).ok()
 }
 
-fn nearness(word: &str) -> Option<Nearness> {
-    match word {
-        "PreferClose" | "PreferSameZone" => Some(Nearness::Zone),
-        "PreferSameNode" => Some(Nearness::Node),
+/// What the field says, else the first of the objects that has the annotation. A word that is not known means any.
+fn nearness(field: &str, annotated: [Option<&Object>; 2]) -> Option<Nearness> {
+    let told = annotated.into_iter().flatten().find_map(|o| o.meta.annotations.get(TRAFFIC_DISTRIBUTION));
+    let word = if field.is_empty() { told? } else { field };
+    match word.to_ascii_lowercase().as_str() {
+        "preferclose" | "prefersamezone" => Some(Nearness::Zone),
+        "prefersamenode" => Some(Nearness::Node),
         _ => None,
     }
 }

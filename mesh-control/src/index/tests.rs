@@ -315,3 +315,28 @@ fn difference(a: &Index, b: &Index) -> String {
         a.mesh == b.mesh
     )
 }
+
+#[test]
+fn services_inherit_traffic_distribution() {
+    let mut world = crate::translate::testing::World::new(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, annotations: {networking.istio.io/traffic-distribution: preferclose}}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: shop}\nspec: {clusterIP: 10.1.0.1, ports: [{port: 80}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: b, namespace: shop, annotations: {networking.istio.io/traffic-distribution: Any}}\nspec: {clusterIP: 10.1.0.2, ports: [{port: 80}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: c, namespace: shop, annotations: {networking.istio.io/traffic-distribution: PreferClose}}\nspec: {clusterIP: 10.1.0.3, trafficDistribution: PreferSameNode, ports: [{port: 80}]}\n",
+    );
+    let near = |world: &crate::translate::testing::World, name: &str| {
+        let key = ServiceKey::new(&format!("{name}.shop.svc.cluster.local"), "shop");
+        world.index().service_entry(&key).unwrap().service.prefer_near
+    };
+    assert_eq!(near(&world, "a"), Some(Nearness::Zone));
+    assert_eq!((near(&world, "b"), near(&world, "c")), (None, Some(Nearness::Node)));
+    world.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n");
+    assert_eq!(near(&world, "a"), None);
+}
+
+#[test]
+fn ports_of_udp_stand_for_none_of_tcp() {
+    let world = crate::translate::testing::World::new(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: shop}\nspec: {clusterIP: 10.1.0.1, ports: [{name: quic, port: 443, protocol: UDP}, {name: https, port: 443}, {name: dns, port: 53, protocol: UDP}]}\n",
+    );
+    let key = ServiceKey::new("a.shop.svc.cluster.local", "shop");
+    let ports = &world.index().service_entry(&key).unwrap().service.ports;
+    assert_eq!(ports.iter().map(|p| &*p.name).collect::<Vec<_>>(), ["https", "dns"]);
+}

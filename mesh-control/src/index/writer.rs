@@ -18,7 +18,7 @@ use super::{
     endpoint::{self, Shard, ShardKey},
     ingress::{self, Translated},
     rules::{self, NamespaceRules},
-    service::declared_keys,
+    service::{TRAFFIC_DISTRIBUTION, declared_keys},
     workload,
 };
 use crate::{
@@ -75,6 +75,9 @@ impl IndexWriter {
             self.read_mesh(&mut dirty, &mut out);
         }
         self.settle_addresses(&mut dirty, &mut out);
+        if dirty.kinds.contains(&Kind::ServiceEntry) {
+            self.allocate(&mut dirty);
+        }
         let declared = std::mem::take(&mut dirty.services);
         for key in declared.iter().chain(dirty.endpoints.difference(&declared)) {
             self.rebuild_service(key, &mut out);
@@ -180,12 +183,11 @@ impl IndexWriter {
             Spec::Service(_) if self.index.objects_in(Kind::Ingress, &key.namespace).next().is_some() => {
                 dirty.virtual_services = true;
             }
+            Spec::Namespace if object.meta.annotations.contains_key(TRAFFIC_DISTRIBUTION) => {
+                self.mark_namespace(&key.name, dirty);
+            }
             Spec::Namespace if !self.index.mesh.discovery_selectors.is_empty() => {
-                // Whether the namespace counts at all may hang on its labels.
-                let here = |s: &&ServiceKey| s.namespace == key.name;
-                dirty.services.extend(self.index.declared.keys().filter(here).cloned());
-                dirty.rules.insert(key.name.clone());
-                dirty.virtual_services = true;
+                self.mark_namespace(&key.name, dirty);
             }
             Spec::ConfigMap(_) if is_mesh_config(key) => dirty.mesh = true,
             _ => {}
@@ -205,6 +207,14 @@ impl IndexWriter {
                 self.index.workloads.insert(ip, Arc::new(list));
             }
         }
+    }
+
+    /// Marks all that depends on a namespace: whether it counts at all may hang on its labels, and services inherit from it.
+    fn mark_namespace(&self, namespace: &Name, dirty: &mut Dirty) {
+        let here = |s: &&ServiceKey| s.namespace == *namespace;
+        dirty.services.extend(self.index.declared.keys().filter(here).cloned());
+        dirty.rules.insert(namespace.clone());
+        dirty.virtual_services = true;
     }
 
     /// Marks the services whose selector picks a workload.
@@ -228,6 +238,14 @@ impl IndexWriter {
                 dirty.endpoints.extend(self.index.served.get(&ip).into_iter().flatten().cloned());
             }
         }
+    }
+
+    /// Addresses for hosts without; of others that are theirs now, services are made anew.
+    fn allocate(&mut self, dirty: &mut Dirty) {
+        let entries = self.index.objects(Kind::ServiceEntry);
+        let Some(new) = self.index.allocation.renew(entries) else { return };
+        dirty.services.extend(new.changed(&self.index.allocation).cloned());
+        self.index.allocation = Arc::new(new);
     }
 
     fn read_mesh(&mut self, dirty: &mut Dirty, out: &mut ChangeSet) {
@@ -263,11 +281,13 @@ impl IndexWriter {
         let mut objects: Vec<&Arc<Object>> =
             index.declared.get(key)?.iter().filter_map(|k| index.objects.get(k)).collect();
         objects.sort_by_key(|o| (o.key.kind != Kind::Service, o.age_order()));
+        let namespace = index.object(&ObjectKey::new(Kind::Namespace, "", &key.namespace));
+        let around = (namespace.map(|o| &**o), &*index.mesh);
         let mut out: Option<(Service, Vec<Arc<Object>>)> = None;
         for object in objects {
             let service = match &object.spec {
-                Spec::Service(s) => Service::from_kubernetes(object, s, &index.mesh, &index.options.domain),
-                Spec::ServiceEntry(s) => Service::from_entry(object, s, &key.host, &index.mesh, &index.options.domain),
+                Spec::Service(s) => Service::from_kubernetes(object, s, around, &index.options.domain),
+                Spec::ServiceEntry(s) => Service::from_entry(object, s, &key.host, around, &index.options.domain),
                 _ => continue,
             };
             match &mut out {
@@ -278,6 +298,12 @@ impl IndexWriter {
                     }
                 }
             }
+        }
+        if let Some((service, _)) = &mut out
+            && !service.kubernetes
+            && service.addresses.is_empty()
+        {
+            service.allocated = index.allocation.get(key);
         }
         out
     }

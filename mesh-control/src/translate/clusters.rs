@@ -12,8 +12,8 @@ use mesh_api::{
     },
     meshconfig::InboundPolicyMode,
     model::{
-        self, Address, Cluster, Discovery, DnsFamily, EndpointSet, Fraction, HttpVersionChoice, ISTIO_METADATA,
-        LbPolicy, LocalityEndpoints, Name, Origin, UpstreamTls, ZoneAware,
+        self, Address, Cluster, Discovery, EndpointSet, Fraction, HttpVersionChoice, ISTIO_METADATA, LbPolicy,
+        LocalityEndpoints, Name, Origin, UpstreamTls, ZoneAware,
     },
     names::{self, ClusterName, Direction},
 };
@@ -23,6 +23,7 @@ use super::{
     backend_tls,
     cache::Cache,
     destination_rule::{Policy, original_dst},
+    dynamic_dns,
     endpoints::Target,
     locality::Place,
     tls::{self, Origination},
@@ -90,7 +91,7 @@ pub fn model(request: Request<'_>, name: &str) -> Option<Cluster> {
     match outbound(name) {
         Some((parsed, by_sni)) => Builder::new(request, &parsed, by_sni)?.build(name, &parsed),
         None if ClusterName::parse(name).is_some() => inbound(request).into_iter().find(|c| *c.name == *name),
-        None => fixed(request.index, request.view, name),
+        None => fixed(request, name),
     }
 }
 
@@ -110,6 +111,9 @@ pub fn other_names(request: Request<'_>) -> Vec<Name> {
     let mut out: Vec<Name> = vec![names::BLACK_HOLE_CLUSTER.into()];
     if request.view.is_sidecar() {
         out.push(names::PASSTHROUGH_CLUSTER.into());
+        if dynamic_dns::for_unknown(request) {
+            out.push(names::ALLOW_ANY_DYNAMIC_DNS_CLUSTER.into());
+        }
         out.extend(inbound(request).into_iter().map(|c| c.name));
         out.push(names::INBOUND_PASSTHROUGH_V4.into());
     } else if passes_through(request) {
@@ -139,11 +143,18 @@ pub fn has_clusters(service: &Service) -> bool {
     service.resolution != Resolution::Alias
 }
 
+/// Whether a service has endpoints that could be told apart.
+fn has_subsets(service: &Service) -> bool {
+    service.resolution != Resolution::DynamicDns
+}
+
 /// Names of a service's clusters: each port, then each subset of it.
 pub fn service_names(service: &Service, rule: Option<&Stamped<Rule>>) -> Arc<[Name]> {
     let host = &service.key.host;
     let mut out: Vec<Name> = Vec::new();
-    for port in service.ports.iter().filter(|p| p.protocol != Protocol::Udp) {
+    let rule = rule.filter(|_| has_subsets(service));
+    let served = |p: &&ServicePort| p.protocol != Protocol::Udp && dynamic_dns::serves(service, p.protocol);
+    for port in service.ports.iter().filter(served) {
         out.push(ClusterName::outbound(host, port.port, "").to_string().into());
         for subset in rule.into_iter().flat_map(|r| &r.arc().spec.subsets) {
             out.push(ClusterName::outbound(host, port.port, &subset.name).to_string().into());
@@ -170,9 +181,18 @@ impl<'a> Builder<'a> {
         if by_sni && (service.external || !passes_through(request)) {
             return None;
         }
+        let subset = parsed.subset.is_empty() || has_subsets(service);
+        if !subset || !dynamic_dns::serves(service, target.port.protocol) {
+            return None;
+        }
         let grpc = view.flavour == Flavour::Grpc;
         let dns = !grpc && matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
-        let place = dns.then(|| (target.place(&target.preference(index), view), view.families()));
+        let place = if dns {
+            Some((target.place(&target.preference(index), view), view.families()))
+        } else {
+            let dynamic = !grpc && service.resolution == Resolution::DynamicDns;
+            dynamic.then(|| (Place::default(), view.families()))
+        };
         let key = OutboundKey {
             namespace: service.key.namespace.clone(),
             rule: target.rule.map(|r| r.id.clone()),
@@ -256,6 +276,10 @@ impl<'a> Builder<'a> {
         Some(match service.resolution {
             Resolution::Endpoints => eds,
             Resolution::Alias => return None,
+            Resolution::DynamicDns => {
+                let (_, families) = self.key.place.as_ref()?;
+                Discovery::Dynamic(dynamic_dns::declared_cache(*families))
+            }
             // Gateways have no client's destination to keep.
             Resolution::Passthrough if self.key.kind == ProxyKind::Gateway => eds,
             Resolution::Passthrough => original_dst(match self.target.port.target {
@@ -282,12 +306,10 @@ impl<'a> Builder<'a> {
     }
 
     fn dns(&self, cluster: &mut Cluster) {
-        if let Some((_, families)) = &self.key.place {
-            cluster.dns_family = match (families.v4, families.v6) {
-                (true, true) => DnsFamily::All,
-                (false, true) => DnsFamily::V6Only,
-                _ => DnsFamily::V4Only,
-            };
+        if let Some((_, families)) = &self.key.place
+            && !matches!(cluster.discovery, Discovery::Dynamic(_))
+        {
+            cluster.dns_family = dynamic_dns::lookup_family(*families);
             cluster.dns_refresh = self.index.mesh().dns_refresh_rate.map_or(DNS_REFRESH, |d| d.0);
             cluster.respect_dns_ttl = true;
         }
@@ -335,7 +357,9 @@ impl<'a> Builder<'a> {
 
     fn auto_mtls(&self) -> bool {
         let service = self.service();
-        if service.external || !self.index.mesh().auto_mtls() {
+        // Nobody vouches for what a name leads to.
+        let unknown = service.resolution == Resolution::DynamicDns;
+        if service.external || unknown || !self.index.mesh().auto_mtls() {
             return false;
         }
         // Nothing is known of the endpoint that the client will choose, so all of them must be able to.
@@ -401,13 +425,17 @@ fn stat_name(pattern: &str, service: &Service, subset: &str, port: &ServicePort,
 }
 
 /// Clusters that every proxy of a kind has.
-fn fixed(index: &Index, view: &ProxyView, name: &str) -> Option<Cluster> {
+fn fixed(request: Request<'_>, name: &str) -> Option<Cluster> {
+    let Request { index, view, .. } = request;
     if view.flavour == Flavour::Grpc {
         return None;
     }
     match name {
         names::BLACK_HOLE_CLUSTER => Some(black_hole(index)),
         names::PASSTHROUGH_CLUSTER if view.is_sidecar() => Some(passthrough(index, name)),
+        names::ALLOW_ANY_DYNAMIC_DNS_CLUSTER if dynamic_dns::for_unknown(request) => {
+            Some(dynamic_dns::unknown_cluster(request))
+        }
         names::INBOUND_PASSTHROUGH_V4 if view.is_sidecar() => {
             let mut cluster = passthrough(index, name);
             cluster.bind_source = Some(inbound_source(view));

@@ -180,10 +180,11 @@ impl<'a> Policy<'a> {
 
     /// The balancer. An original-destination cluster has none to choose.
     pub fn apply_lb(&self, cluster: &mut Cluster) {
-        if self.is_passthrough() {
+        // A name that is looked up is no address that a client could choose.
+        if self.is_passthrough() && !matches!(cluster.discovery, Discovery::Dynamic(_)) {
             cluster.discovery = original_dst(None);
         }
-        if matches!(cluster.discovery, Discovery::OriginalDst { .. }) {
+        if matches!(cluster.discovery, Discovery::OriginalDst { .. } | Discovery::Dynamic(_)) {
             cluster.lb = LbPolicy::ClusterProvided;
             return;
         }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use mesh_api::{
     meshconfig::{MeshConfig, PathNormalizationType, ProxySettings},
     model::{
-        AccessLog, ClientCertDetails, EscapedSlashes, FilterChain, FilterChainMatch, ForwardClientCert, HttpFilter,
-        HttpFilterKind, HttpManager, JwtAuthn, LogFilter, Metadata, Name, NetworkFilter, PeerMetadata, RouteSource,
-        RouterFilter, ServerHeader, TcpProxy, Upgrade,
+        AccessLog, ClientCertDetails, DnsCache, EscapedSlashes, FilterChain, FilterChainMatch, ForwardClientCert,
+        HttpFilter, HttpFilterKind, HttpManager, JwtAuthn, LogFilter, Metadata, Name, NetworkFilter, PeerMetadata,
+        RouteSource, RouterFilter, ServerHeader, TcpProxy, Upgrade,
     },
     names::{BLACK_HOLE_CLUSTER, PASSTHROUGH_CLUSTER},
 };
@@ -54,6 +54,8 @@ pub struct ChainEnv<'a> {
     pub authentication: Option<&'a JwtAuthn>,
     /// Who may do what; `None`: nothing is asked.
     pub authorization: Option<&'a Authorization>,
+    /// Where hosts of requests are looked up whose cluster is found by name.
+    pub names: &'a [DnsCache],
 }
 
 /// What differs between HTTP managers of a proxy.
@@ -187,6 +189,11 @@ impl ChainEnv<'_> {
         out.push(named(names::CORS, HttpFilterKind::Cors));
         if self.native {
             out.push(named(names::STATS, HttpFilterKind::IstioStats(self.telemetry.stats.clone())));
+        }
+        for (i, cache) in self.names.iter().enumerate() {
+            let name = names::DYNAMIC_FORWARD_PROXY;
+            let name = if i == 0 { name.to_owned() } else { format!("{name}.{}", i + 1) };
+            out.push(named(&name, HttpFilterKind::DynamicForwardProxy(Box::new(cache.clone()))));
         }
         out.push(named(names::ROUTER, HttpFilterKind::Router(RouterFilter::default())));
         out

@@ -1,5 +1,7 @@
 //! Instance names of filters, as Istio and Envoy write them: keys of overrides by route, and what tools look for.
 
+/// Looks up hosts of requests.
+pub const DYNAMIC_FORWARD_PROXY: &str = "envoy.filters.http.dynamic_forward_proxy";
 /// Router.
 pub const ROUTER: &str = "envoy.filters.http.router";
 /// Fault injection.

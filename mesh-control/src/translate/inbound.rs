@@ -399,6 +399,7 @@ mod tests {
                 settings: &r.view.proxy_config,
                 authentication: None,
                 authorization: Some(&authorization),
+                names: &[],
             };
             listeners(*r, &env, &authn)
         })

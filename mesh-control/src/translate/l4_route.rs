@@ -88,6 +88,7 @@ impl Rules {
             subnets: subnets.to_vec(),
             sources: vec![],
             proxy: proxy(route, env, lookups),
+            name_port: None,
             config: route.object.key.config_path().into(),
         };
         self.rules.extend((!named.is_empty()).then(|| rule(named)));

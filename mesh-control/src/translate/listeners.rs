@@ -8,12 +8,13 @@ use std::{cell::RefCell, collections::HashMap, hash::Hash, sync::Arc};
 
 use mesh_api::{
     labels::Labels,
-    model::{self, Name},
+    model::{self, DnsCache, Name},
     node::NodeMetadata,
 };
 use parking_lot::RwLock;
 
 use super::{
+    dynamic_dns,
     filter_chain::{ChainEnv, Class},
     gateway, gateway_api, grpc_client, inbound,
     lookups::Relevance,
@@ -105,6 +106,9 @@ struct OutboundKey {
     common: Common,
     sidecar: Option<ObjectKey>,
     http_proxy_port: Option<u16>,
+    /// Where hosts are looked up.
+    names: Vec<DnsCache>,
+    captures_dns: bool,
     /// Where it binds, when that is an address of its own.
     local: std::net::IpAddr,
     /// Labels that rules ask for.
@@ -261,7 +265,10 @@ impl Listeners {
                 parts: [Some(self.gateways.get(key, basis, || gateway_listeners(request, &plan()))), None],
             };
         }
+        let names = dynamic_dns::caches(request);
         let key = OutboundKey {
+            names: names.clone(),
+            captures_dns: view.captures_dns(),
             common: common.clone(),
             sidecar: view.sidecar.clone(),
             http_proxy_port: view.http_proxy_port,
@@ -270,7 +277,8 @@ impl Listeners {
         };
         let out = self.outbound.get(key, outbound_basis(request), || {
             let plan = plan();
-            outbound::listeners(request, &env(request, Class::Outbound, &plan.client, (None, None)))
+            let env = ChainEnv { names: &names, ..env(request, Class::Outbound, &plan.client, (None, None)) };
+            outbound::listeners(request, &env)
         });
         let binds = view.interception == Interception::None || !request.scope.ingress().is_empty();
         let key = InboundKey {
@@ -310,6 +318,7 @@ fn env<'a>(
         settings: &request.view.proxy_config,
         authentication: guards.0,
         authorization: guards.1,
+        names: &[],
     }
 }
 

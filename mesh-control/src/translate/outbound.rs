@@ -9,18 +9,19 @@ use mesh_api::{
     crd::networking::CaptureMode,
     meshconfig::OutboundPolicyMode,
     model::{
-        Address, CidrRange, FilterChain, FilterChainMatch, Listener, ListenerFilter, Metadata, Name, Origin,
-        RouteSource, TrafficDirection,
+        Address, CidrRange, FilterChain, FilterChainMatch, Listener, ListenerFilter, Metadata, Name, NetworkFilter,
+        Origin, RouteSource, TrafficDirection,
     },
     names::VIRTUAL_OUTBOUND,
 };
 
 use super::{
+    dynamic_dns,
     filter_chain::{ChainEnv, HttpSpec, PLAINTEXT_HTTP_ALPN, chain},
     lookups::Lookups,
     mesh_routes::Attached,
     scope::{Egress, Scoped},
-    sidecar_routes::HTTP_PROXY,
+    sidecar_routes::{self, HTTP_PROXY},
     tcp_routes::{self, Placed, TcpRule, block},
     translator::Request,
 };
@@ -31,6 +32,8 @@ use crate::{
 
 /// Port to which outbound connections are redirected.
 const OUTBOUND_PORT: u16 = 15001;
+/// How long bytes of a connection to an unknown port are waited for, before it counts as not HTTP.
+const SERVER_SPEAKS_FIRST: Duration = Duration::from_secs(5);
 /// Most endpoints of a headless service that get listeners of their own.
 const MAX_INSTANCES: usize = 512;
 
@@ -128,8 +131,38 @@ fn virtual_outbound(request: Request<'_>, env: &ChainEnv<'_>) -> Listener {
         chain("virtualOutbound-blackhole", own, env.unknown_destination(false)),
         chain("virtualOutbound-catchall-tcp", FilterChainMatch::default(), env.unknown_destination(passes(request))),
     ];
+    if dynamic_dns::for_unknown(request) {
+        looks_up_requests(&mut out, env);
+    }
     out.access_log = env.listener_log();
     out
+}
+
+/// Hosts of cleartext HTTP are looked up; all else goes where the client dialled, as without.
+fn looks_up_requests(listener: &mut Listener, env: &ChainEnv<'_>) {
+    let spec = HttpSpec {
+        stat_prefix: "outbound_virtualOutbound_allow_any_dynamic_dns".into(),
+        routes: RouteSource::Inline(Box::new(sidecar_routes::unknown_ports())),
+        grpc_web: false,
+        tls: false,
+    };
+    let matches = FilterChainMatch {
+        transport_protocol: "raw_buffer".into(),
+        application_protocols: PLAINTEXT_HTTP_ALPN.map(Name::from).into(),
+        ..FilterChainMatch::default()
+    };
+    listener.filter_chains.insert(1, chain("allow_any_dynamic_dns", matches, vec![env.http(spec)]));
+    // A proxy that has found chains for cleartext looks at no others: what takes everything else is the last resort.
+    listener.default_filter_chain = listener.filter_chains.pop();
+    listener.listener_filters = vec![
+        ListenerFilter::TlsInspector { disabled_ports: vec![] },
+        ListenerFilter::HttpInspector { disabled_ports: vec![] },
+    ];
+    // Where the server speaks first nothing comes to be inspected.
+    listener.continue_on_listener_filters_timeout = true;
+    if listener.listener_filters_timeout.is_zero() {
+        listener.listener_filters_timeout = SERVER_SPEAKS_FIRST;
+    }
 }
 
 /// A listener for clients that are told to use an HTTP proxy.
@@ -235,7 +268,7 @@ impl<'a> Builder<'a, '_> {
                     bind: bind.clone(),
                     listen,
                     binds,
-                    subnets: if ip == self.any { subnets(scoped.service.arc()) } else { vec![] },
+                    subnets: if ip == self.any { self.subnets(scoped.service.arc()) } else { vec![] },
                     by_name: true,
                 },
             );
@@ -261,7 +294,8 @@ impl<'a> Builder<'a, '_> {
             if service.resolution == Resolution::Alias && self.request.index.alias_target(service).is_none() {
                 continue;
             }
-            for port in scoped.ports().filter(|p| p.protocol != Protocol::Udp) {
+            let served = |p: &&ServicePort| p.protocol != Protocol::Udp && dynamic_dns::serves(service, p.protocol);
+            for port in scoped.ports().filter(served) {
                 self.service_port(egress, scoped, port, fixed, binds);
             }
         }
@@ -293,8 +327,10 @@ impl<'a> Builder<'a, '_> {
             return self.add(egress, wanted(self.any, vec![], false));
         }
         let families = self.request.view.families();
-        let mut ips: Vec<IpAddr> =
-            service.ips().filter(|ip| if ip.is_ipv4() { families.v4 } else { families.v6 }).collect();
+        let mut ips: Vec<IpAddr> = service
+            .ips_for(self.request.view)
+            .filter(|ip| if ip.is_ipv4() { families.v4 } else { families.v6 })
+            .collect();
         let headless = ips.is_empty() && service.kubernetes && service.resolution == Resolution::Passthrough;
         if headless {
             ips = self.instances(service, port.port);
@@ -303,7 +339,7 @@ impl<'a> Builder<'a, '_> {
             self.add(egress, wanted(*ip, vec![], false));
         }
         if ips.is_empty() && !headless {
-            self.add(egress, wanted(self.any, subnets(service), true));
+            self.add(egress, wanted(self.any, self.subnets(service), true));
         }
     }
 
@@ -361,7 +397,7 @@ impl<'a> Builder<'a, '_> {
         }
         let tcp = self.tcp_chains(egress, &wanted);
         let origin = tcp.iter().find(|r| !r.config.is_empty()).map(|r| r.config.clone()).unwrap_or_default();
-        let chains: Vec<FilterChain> = tcp.into_iter().map(|r| chain("", r.matches(), self.env.tcp(r.proxy))).collect();
+        let chains: Vec<FilterChain> = tcp.into_iter().map(|r| self.tcp_chain(r)).collect();
         if protocol.is_auto() && known.is_none_or(|(old, _)| !old.is_http()) {
             // A service at an address of its own has routes of its own.
             let shared = matches!(&wanted.bind, Bind::Ip(ip, _) if *ip == self.any) || wanted.binds;
@@ -393,6 +429,17 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
+    fn tcp_chain(&self, rule: TcpRule) -> FilterChain {
+        let matches = rule.matches();
+        let mut filters = self.env.tcp(rule.proxy);
+        if let Some(port) = rule.name_port {
+            let cache = dynamic_dns::declared_cache(self.request.view.families());
+            let last = filters.len().saturating_sub(1);
+            filters.insert(last, NetworkFilter::SniDynamicForwardProxy { cache, port });
+        }
+        chain("", matches, filters)
+    }
+
     /// Chains of a service that is not HTTP: its VirtualServices' rules, then those of its routes of Gateway API, without
     /// any the service itself.
     fn tcp_chains(&self, egress: &'a Egress, wanted: &Wanted<'_>) -> Vec<TcpRule> {
@@ -418,7 +465,9 @@ impl<'a> Builder<'a, '_> {
             covered = all;
             out.extend(tcp);
         }
-        let by_name = wanted.by_name && wanted.protocol.is_tls();
+        // Of a pattern the name says which host is meant, at whatever address.
+        let by_name =
+            wanted.protocol.is_tls() && (wanted.by_name || wanted.service.resolution == Resolution::DynamicDns);
         if !covered
             && let Some(rules) =
                 self.attached.connections(&self.lookups, wanted.service, wanted.port.port, &wanted.subnets, by_name)
@@ -432,20 +481,24 @@ impl<'a> Builder<'a, '_> {
                 subnets: wanted.subnets.clone(),
                 sources: vec![],
                 proxy: tcp_routes::to_service(wanted.service, wanted.port.port, &self.lookups),
+                name_port: (wanted.service.resolution == Resolution::DynamicDns).then_some(wanted.port.port),
                 config: "".into(),
             });
         }
         out
     }
 
+    /// Where clients find a service.
+    fn subnets(&self, service: &Service) -> Vec<CidrRange> {
+        let made_up = service.addresses.is_empty().then(|| service.ips_for(self.request.view));
+        let made_up = made_up.into_iter().flatten().map(|ip| ip.to_string());
+        service.addresses.iter().map(ToString::to_string).chain(made_up).filter_map(|n| block(&n)).collect()
+    }
+
     fn finish(self) -> Vec<Listener> {
         let Self { request, env, slots, pass, any, .. } = self;
         slots.into_iter().map(|(bind, slot)| finish(request, env, bind, slot, pass, any)).collect()
     }
-}
-
-fn subnets(service: &Service) -> Vec<CidrRange> {
-    service.addresses.iter().filter_map(|n| block(&n.to_string())).collect()
 }
 
 fn finish(request: Request<'_>, env: &ChainEnv<'_>, bind: Bind, slot: Slot, pass: bool, any: IpAddr) -> Listener {
@@ -508,6 +561,10 @@ mod tests {
         let world = World::new(&format!("{SERVICES}{yaml}"));
         let view =
             if explicit { world.explicit("127.0.0.9", "shop", &[]) } else { world.sidecar("10.0.0.1", "shop", &[]) };
+        all_of(&world, view)
+    }
+
+    fn all_of(world: &World, view: ProxyView) -> Vec<Listener> {
         let plan = TelemetryPlan::of(world.index(), &view, &objects(world.index(), &view));
         world.ask(&view, |r| {
             let env = ChainEnv {
@@ -518,6 +575,7 @@ mod tests {
                 settings: &r.view.proxy_config,
                 authentication: None,
                 authorization: None,
+                names: &crate::translate::dynamic_dns::caches(*r),
             };
             listeners(*r, &env)
         })
@@ -616,6 +674,31 @@ mod tests {
         let tls = get(&all, "0.0.0.0_8443");
         assert_eq!(routes(tls)[0], "[(\"outbound|8443||other.test\", 1)]");
         assert!(tls.origin.config.ends_with("/virtual-service/tls"));
+    }
+
+    #[test]
+    fn hosts_without_an_address_have_one_where_dns_tells_it() {
+        let yaml = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: db, namespace: shop}\nspec: {hosts: [one.test, two.test], ports: [{number: 5432, name: tls, protocol: TLS}], resolution: DNS, location: MESH_EXTERNAL}\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: tcp, namespace: shop}\nspec: {hosts: [tcp.test], ports: [{number: 5432, name: tcp, protocol: TCP}], resolution: DNS, location: MESH_EXTERNAL}\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: wild, namespace: shop}\nspec: {hosts: ['*.wild.test'], ports: [{number: 5432, name: tls, protocol: TLS}], resolution: DYNAMIC_DNS, location: MESH_EXTERNAL}\n";
+        let world = World::new(yaml);
+        let mut view = world.sidecar("10.0.0.1", "shop", &[]);
+        let plain = all_of(&world, view.clone());
+        assert_eq!(names(&plain), ["virtualOutbound", "0.0.0.0_5432"], "all at one address");
+        let mut metadata = (*view.metadata).clone();
+        metadata.dns_capture = true;
+        view.metadata = metadata.into();
+        let told = all_of(&world, view);
+        let mut at: Vec<String> = Vec::new();
+        for host in ["one.test", "two.test", "tcp.test", "*.wild.test"] {
+            let key = crate::index::ServiceKey::new(host, "shop");
+            at.push(listener_name(world.index().allocated(&key).unwrap().v4.into(), 5432));
+        }
+        let mut found = names(&told);
+        found.retain(|n| *n != "virtualOutbound");
+        assert_eq!(found.len(), 4, "{found:?}");
+        assert!(at.iter().all(|n| found.contains(&n.as_str())), "{at:?} {found:?}");
+        assert_eq!(routes(get(&told, &at[2])), ["[(\"outbound|5432||tcp.test\", 1)]"]);
+        let server_names = |i: usize| get(&told, &at[i]).filter_chains[0].matches.server_names.len();
+        assert_eq!((server_names(0), server_names(3)), (0, 1), "a pattern's hosts share its address");
     }
 
     #[test]

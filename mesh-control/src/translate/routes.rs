@@ -22,6 +22,7 @@ pub struct Key {
     grpc: bool,
     namespace: Name,
     sidecar: Option<ObjectKey>,
+    captures_dns: bool,
     /// Those that rules ask for; of gateways all, they tell the Gateways.
     labels: Labels,
     /// Of gateways only: ports of their services.
@@ -54,6 +55,7 @@ impl Routes {
             grpc: view.flavour == Flavour::Grpc,
             namespace: view.namespace.clone(),
             sidecar: view.sidecar.clone(),
+            captures_dns: !gateway && view.captures_dns(),
             labels: if gateway { (*view.labels).clone() } else { self.relevance.labels(request) },
             targets: if gateway {
                 view.targets.iter().map(|t| (t.service.key.clone(), t.port.port, t.target_port)).collect()

@@ -13,11 +13,11 @@ use mesh_api::{
     crd::networking::VirtualService,
     meshconfig::OutboundPolicyMode,
     model::{Action, Forward, HeaderOps, Metadata, Name, Origin, Route, RouteConfig, RouteMatch, VirtualHost},
-    names::PASSTHROUGH_CLUSTER,
+    names::{ALLOW_ANY_DYNAMIC_DNS_CLUSTER, PASSTHROUGH_CLUSTER},
 };
 
 use super::{
-    delegate,
+    delegate, dynamic_dns,
     lookups::Lookups,
     match_conditions::Place,
     mesh_routes::Attached,
@@ -275,7 +275,8 @@ impl<'a> Table<'a> {
                 out.extend(short_names(&alias.key.host, &self.request.view.namespace, self.index().domain()));
             }
         }
-        out.extend(service.ips().map(|ip| if ip.is_ipv6() { format!("[{ip}]").into() } else { ip.to_string().into() }));
+        let ips = service.ips_for(self.request.view);
+        out.extend(ips.map(|ip| if ip.is_ipv6() { format!("[{ip}]").into() } else { ip.to_string().into() }));
         out
     }
 
@@ -284,36 +285,60 @@ impl<'a> Table<'a> {
         let Request { index, view, scope } = self.request;
         let pass = scope.outbound_mode(index) != OutboundPolicyMode::RegistryOnly;
         let proxy = scope.sidecar().and_then(|s| s.outbound_traffic_policy.as_ref()?.egress_proxy.as_ref());
-        let (name, action) = if pass {
+        let (name, action) = if dynamic_dns::for_unknown(self.request) {
+            ("allow_any_dynamic_dns", Action::Forward(Box::new(unlimited(ALLOW_ANY_DYNAMIC_DNS_CLUSTER.into()))))
+        } else if pass {
             let cluster = match proxy {
                 Some(d) => cluster_of(d, &view.namespace, index.domain(), self.port, &self.lookups),
                 None => PASSTHROUGH_CLUSTER.into(),
             };
-            let mut forward = Forward::to(cluster);
-            forward.timeout = Some(rule_parts::timeout(None));
-            forward.grpc_timeout_max = forward.timeout;
-            ("allow_any", Action::Forward(Box::new(forward)))
+            ("allow_any", Action::Forward(Box::new(unlimited(cluster))))
         } else {
             ("block_all", Action::DirectResponse { status: 502, body: "".into() })
         };
-        let route = Route {
-            name: name.into(),
-            matches: RouteMatch::any(),
-            action,
-            headers: HeaderOps::default(),
-            filter_overrides: vec![],
-            operation: "".into(),
-            stat_prefix: "".into(),
-            origin: Origin::default(),
-            metadata: Metadata::new(),
-        };
-        VirtualHost {
-            name: name.into(),
-            domains: vec!["*".into()],
-            routes: vec![route],
-            include_request_attempt_count: true,
-            ..VirtualHost::default()
-        }
+        for_all(name, action)
+    }
+}
+
+/// To a cluster, for as long as it takes.
+fn unlimited(cluster: Name) -> Forward {
+    let mut forward = Forward::to(cluster);
+    forward.timeout = Some(rule_parts::timeout(None));
+    forward.grpc_timeout_max = forward.timeout;
+    forward
+}
+
+/// One virtual host for every request.
+fn for_all(name: &str, action: Action) -> VirtualHost {
+    let route = Route {
+        name: name.into(),
+        matches: RouteMatch::any(),
+        action,
+        headers: HeaderOps::default(),
+        filter_overrides: vec![],
+        operation: "".into(),
+        stat_prefix: "".into(),
+        origin: Origin::default(),
+        metadata: Metadata::new(),
+    };
+    VirtualHost {
+        name: name.into(),
+        domains: vec!["*".into()],
+        routes: vec![route],
+        include_request_attempt_count: true,
+        ..VirtualHost::default()
+    }
+}
+
+/// Requests that reach the proxy at ports of which nothing is known: their hosts are looked up.
+pub fn unknown_ports() -> RouteConfig {
+    let action = Action::Forward(Box::new(unlimited(ALLOW_ANY_DYNAMIC_DNS_CLUSTER.into())));
+    RouteConfig {
+        name: "allow_any_dynamic_dns".into(),
+        virtual_hosts: vec![for_all("allow_any_dynamic_dns", action)],
+        ignore_port_in_host: true,
+        max_direct_response_body: Some(MAX_DIRECT_RESPONSE),
+        ..RouteConfig::default()
     }
 }
 

@@ -29,6 +29,8 @@ pub struct TcpRule {
     pub sources: Vec<CidrRange>,
     /// Where to.
     pub proxy: TcpProxy,
+    /// The server name is looked up, at this port.
+    pub name_port: Option<u16>,
     /// Path of the object; empty: a service without rules.
     pub config: Name,
 }
@@ -154,6 +156,7 @@ pub fn tls_rules(
                     subnets: if own.is_empty() { subnets.to_vec() } else { own },
                     sources: vec![],
                     proxy: to_destinations(&rule.route, vs, place.port, lookups),
+                    name_port: None,
                     config: config.clone(),
                 };
                 if !out.iter().any(|r| r.matches() == new.matches()) {
@@ -189,6 +192,7 @@ pub fn tcp_rules(
                     subnets: if own.is_empty() { subnets.to_vec() } else { own },
                     sources: block(&m.source_subnet).into_iter().collect(),
                     proxy: to_destinations(&rule.route, vs, place.port, lookups),
+                    name_port: None,
                     config: config.clone(),
                 };
                 if !out.iter().any(|r| r.matches() == new.matches()) {

@@ -125,10 +125,25 @@ pub fn originate(cluster: &mut Cluster, tls: &ClientTls, how: &Origination<'_>) 
         ClientTlsMode::Disable => cluster.tls = None,
         ClientTlsMode::IstioMutual => {
             let own: Vec<Name> = tls.subject_alt_names.iter().map(|s| s.as_str().into()).collect();
-            let sni = if tls.sni.is_empty() { how.sni } else { &tls.sni };
+            let default = if by_request(cluster) { "" } else { how.sni };
+            let sni = if tls.sni.is_empty() { default } else { &tls.sni };
+            names_of_request(cluster, tls);
             cluster.tls = Some(mesh_tls(sni, if own.is_empty() { how.server_names } else { &own }, http2));
         }
         ClientTlsMode::Simple | ClientTlsMode::Mutual => simple(cluster, tls, how, http2),
+    }
+}
+
+/// Which server it is depends on the request.
+fn by_request(cluster: &Cluster) -> bool {
+    matches!(cluster.discovery, Discovery::Dynamic(_))
+}
+
+/// A server that was looked up is asked for by the name that was looked up, and must have it.
+fn names_of_request(cluster: &mut Cluster, tls: &ClientTls) {
+    if by_request(cluster) {
+        cluster.http.auto_sni = tls.sni.is_empty();
+        cluster.http.auto_san_validation = tls.insecure_skip_verify != Some(true);
     }
 }
 
@@ -141,6 +156,7 @@ fn simple(cluster: &mut Cluster, tls: &ClientTls, how: &Origination<'_>, http2: 
         cluster.http.auto_sni = true;
         cluster.http.auto_san_validation = wanted.is_empty() && !skip;
     }
+    names_of_request(cluster, tls);
     if wanted.is_empty() {
         wanted = how.declared_names.to_vec();
     }

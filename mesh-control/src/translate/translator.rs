@@ -16,6 +16,7 @@ use parking_lot::RwLock;
 use super::{
     clusters, endpoints,
     listeners::Listeners,
+    name_table::{self, NameTables},
     routes::Routes,
     scope::{Scope, Scopes},
     secrets::Secrets,
@@ -51,6 +52,7 @@ pub struct Translator {
     listeners: Listeners,
     routes: Routes,
     secrets: Secrets,
+    name_tables: NameTables,
     names: NameLists,
 }
 
@@ -81,7 +83,10 @@ impl Generator for Translator {
         match ty {
             TypeUrl::Cluster => self.names.clusters(request),
             TypeUrl::Listener => self.listeners.names(request),
-            TypeUrl::Endpoints | TypeUrl::Route | TypeUrl::Secret | TypeUrl::Extension => Arc::default(),
+            TypeUrl::NameTable if view.flavour != Flavour::Grpc => Arc::new([name_table::NAME.into()]),
+            TypeUrl::Endpoints | TypeUrl::Route | TypeUrl::Secret | TypeUrl::Extension | TypeUrl::NameTable => {
+                Arc::default()
+            }
         }
     }
 
@@ -94,6 +99,7 @@ impl Generator for Translator {
             TypeUrl::Listener => self.listeners.generate(request, name),
             TypeUrl::Route => self.routes.generate(request, name),
             TypeUrl::Secret => self.secrets.generate(request, name),
+            TypeUrl::NameTable => name_table::generate(&self.name_tables, request, name),
             TypeUrl::Extension => None,
         }
     }
@@ -200,6 +206,9 @@ fn of_services(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> A
     }
     // Gateways look beyond their scope (backends that exist or not).
     let seen = !request.view.is_sidecar() || change.since.covers(request.scope.services_stamp());
+    if !change.services.is_empty() && seen || follows_client {
+        out = out.with_all(TypeUrl::NameTable);
+    }
     if !change.services.is_empty() && seen {
         out = out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route);
     } else if follows_client {
@@ -267,7 +276,8 @@ fn of_objects(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Af
         out = match key.kind {
             Kind::VirtualService => {
                 // Destinations of imported VirtualServices are in a Sidecar's scope.
-                let out = if view.sidecar.is_some() { out.with_all(TypeUrl::Cluster) } else { out };
+                let scoped = |out: Affected| out.with_all(TypeUrl::Cluster).with_all(TypeUrl::NameTable);
+                let out = if view.sidecar.is_some() { scoped(out) } else { out };
                 if view.is_sidecar()
                     && !is_delegated_to(request, key)
                     && !change.since.covers(request.scope.routes_stamp())

@@ -146,20 +146,8 @@ const NO_UDP: &str = "UDPRoutes are not read yet: nothing listens there";
 
 /// Values without effect.
 const VALUES: &[ValueRow] = &[
-    (
-        Kind::ConfigMap,
-        "data.mesh.outboundTrafficPolicy.mode",
-        |v| v == "ALLOW_ANY_DYNAMIC_DNS",
-        "hosts that nobody declares are not resolved; it counts as ALLOW_ANY",
-    ),
     (Kind::Gateway, "spec.listeners[].protocol", |v| v == "UDP", NO_UDP),
     (Kind::ListenerSet, "spec.listeners[].protocol", |v| v == "UDP", NO_UDP),
-    (
-        Kind::ServiceEntry,
-        "spec.resolution",
-        |v| v == "DYNAMIC_DNS",
-        "names are not resolved when a client asks for them yet; it counts as NONE",
-    ),
     (Kind::Telemetry, "spec.targetRef", is_no_gateway, ONLY_GATEWAYS),
     (Kind::Telemetry, "spec.targetRefs[]", is_no_gateway, ONLY_GATEWAYS),
 ];
@@ -251,8 +239,7 @@ mod tests {
     fn names_values() {
         let gateway = "{listeners: [{protocol: HTTP}, {protocol: UDP}, {protocol: TCP}]}";
         assert_eq!(fields(Kind::Gateway, gateway), ["spec.listeners[1].protocol"]);
-        assert_eq!(fields(Kind::ServiceEntry, "{resolution: DYNAMIC_DNS}"), ["spec.resolution"]);
-        assert!(fields(Kind::ServiceEntry, "{resolution: DNS, ports: [{protocol: GRPC}]}").is_empty());
+        assert!(fields(Kind::ServiceEntry, "{resolution: DYNAMIC_DNS, ports: [{protocol: GRPC}]}").is_empty());
         let delay = "{http: [{fault: {delay: {exponentialDelay: 1s}}}]}";
         assert_eq!(fields(Kind::VirtualService, delay), ["spec.http[0].fault.delay.exponentialDelay"]);
         assert_eq!(fields(Kind::WorkloadGroup, "{template: {}}"), ["spec"]);

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use mesh_api::crd::networking::{
-    Gateway, Location, Resolution, Server, ServerTls, ServerTlsMode, ServiceEntry, Sidecar, WorkloadEntry,
+    Gateway, Resolution, Server, ServerTls, ServerTlsMode, ServiceEntry, Sidecar, WorkloadEntry,
 };
 
 use super::Finding;
@@ -174,9 +174,7 @@ pub(super) fn service_entry(entry: &ServiceEntry, out: &mut Report) {
         _ if dns && wildcard && entry.endpoints.is_empty() => {
             out.error("spec.resolution", "a wildcard host cannot be looked up: give endpoints or use NONE");
         }
-        Resolution::DynamicDns if entry.location == Location::MeshInternal => {
-            out.error("spec.resolution", "DYNAMIC_DNS is for external services");
-        }
+        Resolution::DynamicDns => dynamic_dns(entry, out),
         _ => {}
     }
     if entry.resolution == Resolution::DnsRoundRobin && entry.endpoints.len() > 1 {
@@ -197,6 +195,26 @@ pub(super) fn service_entry(entry: &ServiceEntry, out: &mut Report) {
             }
         }
         out.labels(&format!("{field}.labels"), &endpoint.labels);
+    }
+}
+
+/// What a client says of the host is looked up: nothing else can be said of it, and clients must say it first.
+fn dynamic_dns(entry: &ServiceEntry, out: &mut Report) {
+    for (i, host) in entry.hosts.iter().enumerate().filter(|(_, h)| !h.starts_with('*')) {
+        out.error(format!("spec.hosts[{i}]"), format!("{host:?} is no wildcard: use resolution DNS"));
+    }
+    if !entry.addresses.is_empty() {
+        out.error("spec.addresses", "must be empty with resolution DYNAMIC_DNS");
+    }
+    if !entry.endpoints.is_empty() {
+        out.error("spec.endpoints", "must be empty with resolution DYNAMIC_DNS");
+    }
+    for (i, port) in entry.ports.iter().enumerate() {
+        if !matches!(port.protocol.to_ascii_uppercase().as_str(), "HTTP" | "HTTP2" | "GRPC" | "TLS") {
+            let message =
+                "must be HTTP, HTTP2, GRPC or TLS with resolution DYNAMIC_DNS: other clients do not say a host";
+            out.error(format!("spec.ports[{i}].protocol"), message);
+        }
     }
 }
 

@@ -33,6 +33,19 @@ const SEC: &str = "security.istio.io/v1";
 const GW: &str = "gateway.networking.k8s.io/v1";
 
 #[test]
+fn names_that_are_looked_up_are_said_by_clients() {
+    let port = "resolution: DYNAMIC_DNS, ports: [{number: 80, name: http, protocol: HTTP}, {number: 443, name: tls, protocol: TLS}]";
+    let both = [
+        format!("{{hosts: ['*.a.test'], location: MESH_EXTERNAL, {port}}}"),
+        format!("{{hosts: ['*.a.test'], location: MESH_INTERNAL, {port}}}"),
+    ];
+    good(NET, "ServiceEntry", &both.each_ref().map(String::as_str));
+    let bad = "{resolution: DYNAMIC_DNS, hosts: ['*.a.test', b.test], addresses: [10.0.0.1], endpoints: [{address: 10.0.0.2}], ports: [{number: 1, name: redis, protocol: REDIS}]}";
+    let fields = ["spec.hosts[1]", "spec.addresses", "spec.endpoints", "spec.ports[0].protocol"];
+    refused(NET, "ServiceEntry", &fields.map(|field| (bad, field)));
+}
+
+#[test]
 fn virtual_services() {
     let http = |rule: &str| format!("{{hosts: [a], http: [{rule}]}}");
     let cases = [

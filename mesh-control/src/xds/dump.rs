@@ -37,7 +37,8 @@ pub fn collect(held: &[Held]) -> ConfigDump {
             TypeUrl::Secret => dump.secrets.extend(entries),
             TypeUrl::Listener => dump.listeners.extend(entries),
             TypeUrl::Route => dump.routes.extend(entries),
-            TypeUrl::Extension => {}
+            // Envoy's dump has no place for these.
+            TypeUrl::Extension | TypeUrl::NameTable => {}
         }
     }
     dump

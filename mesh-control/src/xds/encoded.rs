@@ -126,6 +126,11 @@ impl Encoded {
         Self::new(TypeUrl::Route, routes.name.clone(), &r#gen::route(routes), vec![])
     }
 
+    /// A name table.
+    pub fn name_table(name: &str, table: &model::NameTable) -> Arc<Self> {
+        Self::new(TypeUrl::NameTable, name, &r#gen::name_table(table), vec![])
+    }
+
     /// A secret.
     pub fn secret(secret: &model::Secret) -> Arc<Self> {
         Self::new(TypeUrl::Secret, secret.name.clone(), &r#gen::secret(secret), vec![])

@@ -83,7 +83,7 @@ impl Session {
 
     /// State of one type.
     pub fn sub(&self, ty: TypeUrl) -> &Subscription {
-        let [cluster, endpoints, secret, listener, route, extension] = &self.types;
+        let [cluster, endpoints, secret, listener, route, extension, name_table] = &self.types;
         match ty {
             TypeUrl::Cluster => cluster,
             TypeUrl::Endpoints => endpoints,
@@ -91,11 +91,12 @@ impl Session {
             TypeUrl::Listener => listener,
             TypeUrl::Route => route,
             TypeUrl::Extension => extension,
+            TypeUrl::NameTable => name_table,
         }
     }
 
     fn sub_mut(&mut self, ty: TypeUrl) -> &mut Subscription {
-        let [cluster, endpoints, secret, listener, route, extension] = &mut self.types;
+        let [cluster, endpoints, secret, listener, route, extension, name_table] = &mut self.types;
         match ty {
             TypeUrl::Cluster => cluster,
             TypeUrl::Endpoints => endpoints,
@@ -103,6 +104,7 @@ impl Session {
             TypeUrl::Listener => listener,
             TypeUrl::Route => route,
             TypeUrl::Extension => extension,
+            TypeUrl::NameTable => name_table,
         }
     }
 
@@ -189,6 +191,8 @@ impl Session {
             let mode = if open || self.sub(ty).fresh { Mode::Full } else { Mode::Answers };
             self.send(ty, mode, res, state, &mut out);
         }
+        // A name leads to listeners.
+        self.send(TypeUrl::NameTable, Mode::Full, res, state, &mut out);
         self.returning_until.take_if(|t| *t <= now);
         self.remove(res, state, &mut out);
         out

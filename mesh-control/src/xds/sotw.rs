@@ -68,7 +68,7 @@ pub fn request(sub: &mut Subscription, req: &DiscoveryRequest) -> Result<Request
 
 /// Whether a response of this type must hold everything the client wants, changed or not.
 pub fn is_complete(ty: TypeUrl) -> bool {
-    matches!(ty, TypeUrl::Cluster | TypeUrl::Listener)
+    matches!(ty, TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::NameTable)
 }
 
 /// Version of all that the client has of one type: a hash that does not depend on the order.

@@ -173,9 +173,9 @@ impl Subscription {
         self.ty
     }
 
-    /// Whether an empty first list means everything: Envoy's rule for listeners and clusters.
+    /// Whether an empty first list means everything: Envoy's rule for listeners and clusters, and the agents' for names.
     pub fn has_legacy_wildcard(&self) -> bool {
-        matches!(self.ty, TypeUrl::Cluster | TypeUrl::Listener)
+        matches!(self.ty, TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::NameTable)
     }
 
     /// Whether the client wants this name.

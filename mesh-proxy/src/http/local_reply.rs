@@ -230,6 +230,12 @@ pub enum Reason {
     },
     /// No endpoint can take the request.
     NoHealthyUpstream,
+    /// The host's name could not be looked up; why, in one word.
+    DnsFailed(Name),
+    /// Too many names are known already.
+    DnsCacheOverflow,
+    /// Too many requests wait for names.
+    DnsPendingOverflow,
     /// EDS says to drop this share.
     DropOverload,
     /// The upstream stream broke before the answer began.
@@ -368,6 +374,7 @@ impl Reason {
             | Reason::NonForwarding => F::NR,
             Reason::ClusterNotFound { .. } => F::NC,
             Reason::NoHealthyUpstream => F::UH,
+            Reason::DnsFailed(_) => F::DF,
             Reason::DropOverload => F::DO,
             Reason::UpstreamReset { reset, .. } | Reason::UpstreamResetLate { reset } => reset.flag(),
             Reason::ResponseTimeout | Reason::PerTryTimeout | Reason::PerTryIdleTimeout => F::UT,
@@ -397,6 +404,9 @@ impl Reason {
         matches!(
             self,
             Reason::NoHealthyUpstream
+                | Reason::DnsFailed(_)
+                | Reason::DnsCacheOverflow
+                | Reason::DnsPendingOverflow
                 | Reason::DropOverload
                 | Reason::UpstreamReset { .. }
                 | Reason::ResponseTimeout
@@ -424,6 +434,9 @@ impl Reason {
             | Reason::LocalRateLimited { status } => *status,
             Reason::UpstreamReset { reset: Reset::ProtocolError, .. } => 502,
             Reason::NoHealthyUpstream
+            | Reason::DnsFailed(_)
+            | Reason::DnsCacheOverflow
+            | Reason::DnsPendingOverflow
             | Reason::DropOverload
             | Reason::UpstreamReset { .. }
             | Reason::UpstreamResetLate { .. } => 503,
@@ -465,6 +478,9 @@ impl Reason {
             Reason::RouteConfigMissing => "route_configuration_not_found",
             Reason::ClusterNotFound { .. } => "cluster_not_found",
             Reason::NoHealthyUpstream => "no_healthy_upstream",
+            Reason::DnsFailed(why) => return Cow::Owned(format!("dns_resolution_failure{{{why}}}")),
+            Reason::DnsCacheOverflow => "dns_cache_overflow",
+            Reason::DnsPendingOverflow => "dynamic_forward_proxy_pending_request_overflow",
             Reason::DropOverload => "drop_overload",
             Reason::UpstreamReset { reset, transport, .. } => {
                 return Cow::Owned(reset_details(
@@ -522,6 +538,9 @@ impl Reason {
     pub fn body(&self) -> Cow<'static, str> {
         Cow::Borrowed(match self {
             Reason::NoHealthyUpstream => "no healthy upstream",
+            Reason::DnsFailed(_) => "DNS resolution failure",
+            Reason::DnsCacheOverflow => "DNS cache overflow",
+            Reason::DnsPendingOverflow => "Dynamic forward proxy pending request overflow",
             Reason::DropOverload => "drop overload",
             Reason::UpstreamReset { reset, transport, retried } => {
                 let retried = if *retried { "retried and the latest " } else { "" };
@@ -563,6 +582,8 @@ impl Reason {
                 "the route names a cluster that does not exist: unknown host, port or subset"
             }
             Reason::NoHealthyUpstream => "the cluster has no endpoint that may take requests",
+            Reason::DnsFailed(_) => "the host's name has no address: ask the resolver of the proxy for it",
+            Reason::DnsCacheOverflow => "as many names are known as the DNS cache of the cluster may hold (max_hosts)",
             Reason::UpstreamReset { reset: Reset::Overflow, .. } => "a circuit breaker of the cluster is open",
             Reason::UpstreamReset { reset: Reset::RemoteConnectionFailure, .. } => {
                 "the endpoint refused the connection or its TLS handshake failed; check the port and the mTLS mode"

@@ -59,6 +59,7 @@ pub(crate) fn conn() -> ConnInfo {
         direction: TrafficDirection::Outbound,
         chain: "".into(),
         sni_cluster: None,
+        sni_port: None,
         accepted: tokio::time::Instant::now(),
     }
 }

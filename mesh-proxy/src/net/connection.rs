@@ -235,7 +235,12 @@ fn facts(
     seen: Inspection,
     tls: Option<PeerInfo>,
 ) -> ConnInfo {
-    let sni_cluster = chain.is_some_and(|c| c.filters.iter().any(|f| matches!(f, NetFilter::SniCluster)));
+    let filters = || chain.into_iter().flat_map(|c| c.filters.iter());
+    let sni_cluster = filters().any(|f| matches!(f, NetFilter::SniCluster));
+    let sni_port = filters().find_map(|f| match f {
+        NetFilter::SniHost(port) => Some(*port),
+        _ => None,
+    });
     ConnInfo {
         id,
         peer: seen.peer.unwrap_or(NOWHERE),
@@ -244,6 +249,7 @@ fn facts(
         direct_local: seen.direct_local.unwrap_or(NOWHERE),
         original_dst: seen.original_dst,
         sni_cluster: seen.sni.clone().filter(|_| sni_cluster),
+        sni_port,
         sni: seen.sni.or_else(|| tls.as_ref().and_then(|t| t.sni.clone())),
         application_protocols: seen.protocols,
         tls,
@@ -390,7 +396,7 @@ async fn admit(worker: &Worker, chain: &Chain, info: &Rc<ConnInfo>, ending: &Rc<
                     return None;
                 }
             }
-            NetFilter::SniCluster => {}
+            NetFilter::SniCluster | NetFilter::SniHost(_) => {}
         }
     }
     Some(permits)

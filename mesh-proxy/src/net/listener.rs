@@ -95,6 +95,8 @@ pub enum NetFilter {
     ExtAuthz(Arc<ExtAuthz>),
     /// The cluster is the SNI.
     SniCluster,
+    /// The host that a cluster found by name is asked for is the SNI, at this port.
+    SniHost(u16),
     /// At most so many connections.
     ConnectionLimit(Arc<ConnectionLimit>),
 }
@@ -280,6 +282,8 @@ impl Chain {
                 }
                 NetworkFilter::ExtAuthz(f) => filters.push(NetFilter::ExtAuthz(Arc::new(ExtAuthz::compile(f)?))),
                 NetworkFilter::SniCluster => filters.push(NetFilter::SniCluster),
+                // The cluster does the look-up, with a cache of its own.
+                NetworkFilter::SniDynamicForwardProxy { port, .. } => filters.push(NetFilter::SniHost(*port)),
                 NetworkFilter::ConnectionLimit { max, delay, .. } => {
                     filters.push(NetFilter::ConnectionLimit(ConnectionLimit::new(*max, *delay)));
                 }

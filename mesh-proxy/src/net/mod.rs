@@ -50,6 +50,8 @@ pub struct ConnInfo {
     pub chain: Name,
     /// Cluster chosen by the SNI cluster filter.
     pub sni_cluster: Option<Name>,
+    /// Port at which the SNI is looked up, where a filter says so.
+    pub sni_port: Option<u16>,
     /// When it was accepted.
     pub accepted: tokio::time::Instant,
 }

@@ -138,14 +138,19 @@ async fn upstream(
             original_dst: info.original_dst.or(Some(info.local)),
             ..LbContext::default()
         };
-        let endpoint = match cluster.pick(&context, &worker.rng) {
+        let found = if cluster.is_dynamic() {
+            let host = info.sni.as_deref().unwrap_or_default();
+            cluster.resolve(host, info.sni_port).await.map_err(|e| (ResponseFlags::UH, e.to_string()))
+        } else {
+            cluster.pick(&context, &worker.rng).map_err(|e| {
+                let dropped = matches!(e, PickError::Dropped(_));
+                (if dropped { ResponseFlags::DO } else { ResponseFlags::UH }, e.to_string())
+            })
+        };
+        let endpoint = match found {
             Ok(endpoint) => endpoint,
-            Err(e @ PickError::Dropped(_)) => {
-                record.fail(ResponseFlags::DO, e);
-                return None;
-            }
-            Err(e) => {
-                record.fail(ResponseFlags::UH, e);
+            Err((flags, why)) => {
+                record.fail(flags, why);
                 return None;
             }
         };

@@ -83,6 +83,7 @@ fn info(local: SocketAddr, peer: SocketAddr) -> Rc<ConnInfo> {
         direction: TrafficDirection::Outbound,
         chain: "".into(),
         sni_cluster: None,
+        sni_port: None,
         accepted: tokio::time::Instant::now(),
     })
 }

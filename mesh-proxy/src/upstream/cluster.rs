@@ -19,8 +19,11 @@ use super::{
     Endpoint, LbContext, Outcome, PickError, Priority, Random,
     balance::{ThreadRandom, table::Table},
     circuit::{Circuit, RetryPermit},
-    dns, health,
+    dns,
+    dynamic::Dynamic,
+    health,
     members::Members,
+    names::Unresolved,
     original_dst::OriginalDst,
     outlier,
     stats::ClusterStats,
@@ -42,6 +45,7 @@ pub struct Cluster {
     table: ArcSwap<Table>,
     members: Mutex<Members>,
     original_dst: Option<OriginalDst>,
+    dynamic: Option<Dynamic>,
     /// Where this proxy is.
     zone: OnceLock<Locality>,
     warm: watch::Sender<bool>,
@@ -91,7 +95,7 @@ impl Cluster {
         let (mut initial, mut warm) = (None, false);
         match &config.discovery {
             Discovery::Static(set) => initial = Some(Arc::new(set.clone())),
-            Discovery::OriginalDst { .. } => warm = true,
+            Discovery::OriginalDst { .. } | Discovery::Dynamic(_) => warm = true,
             Discovery::Eds { .. } | Discovery::StrictDns(_) | Discovery::LogicalDns(_) => {}
         }
         // What DNS or EDS said of the same names before is better than nothing.
@@ -104,6 +108,10 @@ impl Cluster {
         let cluster = Arc::new(Self {
             original_dst: match &config.discovery {
                 Discovery::OriginalDst { port_override, .. } => Some(OriginalDst::new(*port_override)),
+                _ => None,
+            },
+            dynamic: match &config.discovery {
+                Discovery::Dynamic(cache) => Some(Dynamic::new(cache, &tls, old.and_then(|o| o.dynamic.as_ref()))),
                 _ => None,
             },
             settings,
@@ -147,6 +155,17 @@ impl Cluster {
                 self.keep(control.spawn(sweep(cluster, every, |c| {
                     if let Some(original) = &c.original_dst {
                         original.sweep();
+                    }
+                })));
+            }
+            Discovery::Dynamic(cache) => {
+                if let Some(dynamic) = &self.dynamic {
+                    dynamic.names.start(control);
+                }
+                let (cluster, every) = (Arc::downgrade(self), cache.min_refresh);
+                self.keep(control.spawn(sweep(cluster, every, |c| {
+                    if let Some(dynamic) = &c.dynamic {
+                        dynamic.sweep();
                     }
                 })));
             }
@@ -258,10 +277,33 @@ impl Cluster {
 
     /// All endpoints, in order of configuration.
     pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
-        match &self.original_dst {
-            Some(original) => original.all(),
-            None => self.table.load().all.clone(),
+        match (&self.original_dst, &self.dynamic) {
+            (Some(original), _) => original.all(),
+            (None, Some(dynamic)) => dynamic.all(),
+            (None, None) => self.table.load().all.clone(),
         }
+    }
+
+    /// Whether endpoints are found by name: by [`Cluster::resolve`], not by [`Cluster::pick`].
+    pub fn is_dynamic(&self) -> bool {
+        self.dynamic.is_some()
+    }
+
+    /// The endpoint of a host, at a port or else at the one that TLS or its absence suggests. Waits while the name is
+    /// looked up.
+    ///
+    /// # Errors
+    /// When the name has no address, or too many names or requests are being looked up. Clusters that are not
+    /// [dynamic](Cluster::is_dynamic) know no names.
+    pub async fn resolve(&self, host: &str, port: Option<u16>) -> Result<Arc<Endpoint>, Unresolved> {
+        let found = match &self.dynamic {
+            Some(dynamic) => dynamic.resolve(host, port, &self.tls).await,
+            None => Err(Unresolved::NoHost),
+        };
+        if found.is_err() {
+            self.stats.upstream_cx_none_healthy.inc();
+        }
+        found
     }
 
     /// Chooses an endpoint.
@@ -284,7 +326,7 @@ impl Cluster {
 
     /// Whether there are endpoints at all that a request could go to.
     pub fn has_healthy(&self) -> bool {
-        self.original_dst.is_some() || {
+        self.original_dst.is_some() || self.is_dynamic() || {
             let (healthy, degraded) = self.table.load().healthy();
             healthy + degraded > 0
         }

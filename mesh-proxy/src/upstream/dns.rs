@@ -8,11 +8,15 @@ use std::{
     time::Duration,
 };
 
-use hickory_resolver::{TokioResolver, config::LookupIpStrategy, lookup_ip::LookupIp};
-use mesh_api::model::{Address, DnsFamily, EndpointSet, Name};
+use hickory_resolver::{
+    TokioResolver,
+    config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig},
+    lookup_ip::LookupIp,
+};
+use mesh_api::model::{Address, DnsCache, DnsFamily, EndpointSet, Name};
 use tokio::time::Instant;
 
-use super::{Cluster, Random, balance::ThreadRandom};
+use super::{Cluster, Random, balance::ThreadRandom, names::Lookup};
 
 /// Names of one cluster that are asked for at once.
 const AT_ONCE: usize = 16;
@@ -158,21 +162,72 @@ fn sorted(answer: &LookupIp, family: DnsFamily) -> (Vec<IpAddr>, Duration) {
     (addresses, ttl)
 }
 
+/// How the names of a cache are looked up: by the resolvers it names, else by the system's.
+pub(super) fn lookup_of(config: &DnsCache) -> Lookup {
+    let family = config.family;
+    let own = (!config.resolvers.is_empty()).then(|| own_resolver(config));
+    Arc::new(move |name: Name| {
+        let own = own.clone();
+        Box::pin(async move {
+            let resolver = match &own {
+                Some(made) => made.as_ref().map_err(|e| cause(e))?,
+                None => resolver(family).map_err(|e| cause(&e))?,
+            };
+            match resolver.lookup_ip(&*name).await {
+                Ok(answer) => {
+                    let (addresses, ttl) = sorted(&answer, family);
+                    Ok((addresses, Some(ttl)))
+                }
+                Err(e) if e.is_nx_domain() => Err("not_found".into()),
+                Err(e) if e.is_no_records_found() => Err("no_records".into()),
+                Err(e) => Err(cause(&e.to_string())),
+            }
+        })
+    })
+}
+
+/// In one word, for logs.
+fn cause(text: &str) -> Name {
+    text.replace(|c: char| c.is_whitespace() || c.is_control(), "_").into()
+}
+
+fn own_resolver(config: &DnsCache) -> Result<Arc<TokioResolver>, String> {
+    let servers = config.resolvers.iter().map(|at| {
+        let mut server = NameServerConfig::new(at.ip(), true, vec![ConnectionConfig::udp(), ConnectionConfig::tcp()]);
+        server.connections.iter_mut().for_each(|c| c.port = at.port());
+        server
+    });
+    let servers = ResolverConfig::from_name_servers(servers.collect());
+    let mut builder = TokioResolver::builder_with_config(servers, Default::default());
+    builder.options_mut().ip_strategy = strategy(config.family);
+    builder.build().map(Arc::new).map_err(|e| e.to_string())
+}
+
+fn strategy(family: DnsFamily) -> LookupIpStrategy {
+    match family {
+        DnsFamily::Auto => LookupIpStrategy::Ipv6thenIpv4,
+        DnsFamily::V4Only => LookupIpStrategy::Ipv4Only,
+        DnsFamily::V6Only => LookupIpStrategy::Ipv6Only,
+        DnsFamily::V4Preferred => LookupIpStrategy::Ipv4thenIpv6,
+        DnsFamily::All => LookupIpStrategy::Ipv4AndIpv6,
+    }
+}
+
 /// One resolver a family, made when first needed, with the system's configuration.
 fn resolver(family: DnsFamily) -> Result<&'static TokioResolver, String> {
     static RESOLVERS: [OnceLock<TokioResolver>; 5] = [const { OnceLock::new() }; 5];
-    let (slot, strategy) = match family {
-        DnsFamily::Auto => (&RESOLVERS[0], LookupIpStrategy::Ipv6thenIpv4),
-        DnsFamily::V4Only => (&RESOLVERS[1], LookupIpStrategy::Ipv4Only),
-        DnsFamily::V6Only => (&RESOLVERS[2], LookupIpStrategy::Ipv6Only),
-        DnsFamily::V4Preferred => (&RESOLVERS[3], LookupIpStrategy::Ipv4thenIpv6),
-        DnsFamily::All => (&RESOLVERS[4], LookupIpStrategy::Ipv4AndIpv6),
+    let slot = match family {
+        DnsFamily::Auto => &RESOLVERS[0],
+        DnsFamily::V4Only => &RESOLVERS[1],
+        DnsFamily::V6Only => &RESOLVERS[2],
+        DnsFamily::V4Preferred => &RESOLVERS[3],
+        DnsFamily::All => &RESOLVERS[4],
     };
     if let Some(resolver) = slot.get() {
         return Ok(resolver);
     }
     let mut builder = TokioResolver::builder_tokio().map_err(|e| e.to_string())?;
-    builder.options_mut().ip_strategy = strategy;
+    builder.options_mut().ip_strategy = strategy(family);
     let resolver = builder.build().map_err(|e| e.to_string())?;
     Ok(slot.get_or_init(|| resolver))
 }

@@ -66,6 +66,7 @@ fn one(
             shared.secrets.put(&reference, secret.kind).map_err(ConfigError::new)
         }
         TypeUrl::Extension => Err(ConfigError::new("extension configurations are not supported")),
+        TypeUrl::NameTable => Err(ConfigError::new("name tables are not supported")),
     }
 }
 
@@ -81,7 +82,7 @@ pub fn remove(config: &mut Configurator, shared: &SharedConfig, store: &SharedSt
                 shared.secrets.remove(&SdsRef { name: name.clone(), source: SdsSource::Ads });
                 config.secret_exists(name, false);
             }
-            TypeUrl::Extension => {}
+            TypeUrl::Extension | TypeUrl::NameTable => {}
         }
         store.lock().remove(ty, name);
     }
@@ -94,7 +95,7 @@ pub fn forget(config: &mut Configurator, shared: &SharedConfig, store: &SharedSt
             TypeUrl::Endpoints => config.remove_endpoints(name),
             TypeUrl::Route => config.forget_routes(name),
             TypeUrl::Secret => config.secret_exists(name, true),
-            TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::Extension => {}
+            TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::Extension | TypeUrl::NameTable => {}
         }
         store.lock().remove(ty, name);
     }
@@ -111,6 +112,6 @@ pub fn wanted(config: &Configurator, shared: &SharedConfig, ty: TypeUrl) -> BTre
         TypeUrl::Secret => {
             shared.secrets.wanted().into_iter().filter(|s| s.source == SdsSource::Ads).map(|s| s.name).collect()
         }
-        TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::Extension => BTreeSet::new(),
+        TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::Extension | TypeUrl::NameTable => BTreeSet::new(),
     }
 }

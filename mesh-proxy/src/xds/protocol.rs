@@ -412,6 +412,7 @@ fn complaint(ty: TypeUrl, refused: &[(Name, String)]) -> String {
         TypeUrl::Listener => "listener",
         TypeUrl::Route => "route configuration",
         TypeUrl::Extension => "extension",
+        TypeUrl::NameTable => "name table",
     };
     let mut out = format!("Error adding/updating {what}(s) ");
     for (i, (name, reason)) in refused.iter().enumerate() {

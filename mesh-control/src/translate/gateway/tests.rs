@@ -39,6 +39,7 @@ fn listeners(yaml: &str) -> Vec<Listener> {
             settings: &r.view.proxy_config,
             authentication: None,
             authorization: None,
+            names: &[],
         };
         super::listeners(*r, &env)
     })

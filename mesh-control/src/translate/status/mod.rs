@@ -1,4 +1,5 @@
-//! What objects of Gateway API must be told of themselves: conditions, listeners, attached routes.
+//! What objects must be told of themselves: those of Gateway API conditions, listeners and attached routes, ServiceEntries
+//! the addresses that their hosts were given.
 //!
 //! Computed from the index by the same functions that translate, as plain data: shown at `/debug/configz`; nobody
 //! writes it to an API server yet. Owns conditions and their reasons. Must not know who writes them, nor generations and times.
@@ -11,13 +12,16 @@ mod tests;
 
 use std::sync::Arc;
 
-use mesh_api::crd::gateway_api::ParentRef;
+use mesh_api::{
+    crd::{gateway_api::ParentRef, networking},
+    model::Name,
+};
 use serde::{Serialize, Serializer};
 
 use self::listener::{GatewayStatus, ListenerSetStatus};
 use super::gateway_api::{RouteEntry, is_own_controller};
 use crate::{
-    index::Index,
+    index::{Index, ServiceKey, allocation},
     source::object::{Object, Spec},
 };
 
@@ -91,6 +95,24 @@ pub enum Status {
     Route(RouteStatus),
     /// BackendTLSPolicy.
     Policy(PolicyStatus),
+    /// ServiceEntry.
+    Entry(EntryStatus),
+}
+
+/// Of a ServiceEntry.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EntryStatus {
+    /// `addresses`: those that the mesh made up.
+    pub addresses: Vec<EntryAddress>,
+}
+
+/// An address of a host.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EntryAddress {
+    /// `host`.
+    pub host: Name,
+    /// `value`.
+    pub value: std::net::IpAddr,
 }
 
 /// Of a GatewayClass.
@@ -146,6 +168,19 @@ pub fn of(index: &Index, object: &Arc<Object>) -> Option<Status> {
         Spec::Gateway(_) => listener::of_gateway(index, object).map(Status::Gateway),
         Spec::ListenerSet(set) => listener::of_set(index, object, set).map(Status::ListenerSet),
         Spec::BackendTlsPolicy(policy) => Some(Status::Policy(policy::of(index, object, policy))),
+        Spec::ServiceEntry(entry) => of_entry(index, object, entry),
         _ => RouteEntry::of(object).map(|route| Status::Route(route::of(index, &route))),
     }
+}
+
+/// The addresses of its hosts that it declares none for; `None`: it has its own, or wants none.
+fn of_entry(index: &Index, object: &Object, entry: &networking::ServiceEntry) -> Option<Status> {
+    if !allocation::applies(entry, &object.meta.labels) {
+        return None;
+    }
+    let keys = entry.hosts.iter().map(|h| ServiceKey::new(h, &object.key.namespace));
+    let given = keys.filter_map(|k| Some((index.allocated(&k)?, k)));
+    let addresses: Vec<EntryAddress> =
+        given.flat_map(|(a, k)| a.ips().map(|value| EntryAddress { host: k.host.clone(), value })).collect();
+    (!addresses.is_empty()).then_some(Status::Entry(EntryStatus { addresses }))
 }

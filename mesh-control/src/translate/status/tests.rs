@@ -426,3 +426,21 @@ fn policies() {
     assert_eq!(of("p", &policy("p", "name: web, sectionName: odd", good)).1[0], "Accepted=False/TargetNotFound");
     assert_eq!(of("p", &policy("p", "name: nowhere", good)).1[0], "Accepted=False/TargetNotFound");
 }
+
+#[test]
+fn hosts_of_service_entries_are_told_their_addresses() {
+    let entry = |more: &str| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e, namespace: shop}}\nspec: {{hosts: [b.test, '*.c.test', a.test], ports: [{{number: 443, name: tls, protocol: TLS}}], {more}}}\n"
+        )
+    };
+    let told = |more: &str| status(&entry(more), Kind::ServiceEntry, "shop", "e");
+    let status = told("resolution: STATIC, endpoints: [{address: 10.0.0.1}]").unwrap();
+    let addresses = status["addresses"].as_array().unwrap();
+    let hosts: Vec<&str> = addresses.iter().map(|a| a["host"].as_str().unwrap()).collect();
+    assert_eq!(hosts, ["b.test", "b.test", "a.test", "a.test"]);
+    assert!(addresses[0]["value"].as_str().unwrap().starts_with("240.240."));
+    assert!(addresses[1]["value"].as_str().unwrap().starts_with("2001:2:"));
+    assert_eq!(told("resolution: NONE"), None);
+    assert_eq!(told("resolution: STATIC, addresses: [10.1.1.1], endpoints: [{address: 10.0.0.1}]"), None);
+}

@@ -1,8 +1,8 @@
 //! Clusters.
 
 use mesh_api::model::{
-    CircuitBreakers, Cluster, Discovery, DnsFamily, HealthCheck, HealthCheckKind, HttpUpstream, HttpVersionChoice,
-    LbCommon, LbPolicy, OutlierDetection, SlowStart, TcpKeepalive, TlsMatch,
+    CircuitBreakers, Cluster, Discovery, DnsCache, DnsFamily, HealthCheck, HealthCheckKind, HttpUpstream,
+    HttpVersionChoice, LbCommon, LbPolicy, OutlierDetection, SlowStart, TcpKeepalive, TlsMatch,
 };
 
 use super::endpoint::endpoints;
@@ -11,6 +11,10 @@ use super::values::{ads, metadata};
 use super::wire::{Message, structure};
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+const DYNAMIC: &str = "envoy.clusters.dynamic_forward_proxy";
+const DYNAMIC_CONFIG: &str = "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig";
+const CARES: &str = "envoy.network.dns_resolver.cares";
+const CARES_CONFIG: &str = "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig";
 
 /// `Cluster`.
 pub fn cluster(cluster: &Cluster) -> Message {
@@ -50,15 +54,8 @@ pub fn cluster(cluster: &Cluster) -> Message {
 
 fn discovery(cluster: &Cluster, message: Message) -> Message {
     let dns = |message: Message, kind: u64| {
-        let family = match cluster.dns_family {
-            DnsFamily::Auto => 0,
-            DnsFamily::V4Only => 1,
-            DnsFamily::V6Only => 2,
-            DnsFamily::V4Preferred => 3,
-            DnsFamily::All => 4,
-        };
         let message = message.uint_always(2, kind).duration(16, cluster.dns_refresh);
-        message.uint(17, family).bool(39, cluster.respect_dns_ttl)
+        message.uint(17, dns_family(cluster.dns_family)).bool(39, cluster.respect_dns_ttl)
     };
     match &cluster.discovery {
         Discovery::Static(set) => message.uint_always(2, 0).msg(33, endpoints(set)),
@@ -72,7 +69,49 @@ fn discovery(cluster: &Cluster, message: Message) -> Message {
             let config = Message::new().wrapped_maybe(3, port_override.map(u32::from));
             message.uint_always(2, 4).duration(20, *cleanup_interval).msg(34, config)
         }
+        Discovery::Dynamic(cache) => {
+            // Envoy wants names checked, or to be told that they are not: without TLS there is nothing to check.
+            let checked = cluster.http.auto_sni && cluster.http.auto_san_validation;
+            let config = Message::new().msg(1, dns_cache(cache)).bool(2, !checked);
+            message.msg(38, Message::new().str(1, DYNAMIC).msg(2, Message::any(DYNAMIC_CONFIG, config)))
+        }
     }
+}
+
+/// `DnsLookupFamily`.
+fn dns_family(family: DnsFamily) -> u64 {
+    match family {
+        DnsFamily::Auto => 0,
+        DnsFamily::V4Only => 1,
+        DnsFamily::V6Only => 2,
+        DnsFamily::V4Preferred => 3,
+        DnsFamily::All => 4,
+    }
+}
+
+/// `DnsCacheConfig`. Envoy takes caches of one name for one if they are equal to the byte, so this is the only writer.
+pub fn dns_cache(cache: &DnsCache) -> Message {
+    let limit = Message::new().wrapped(1, cache.max_pending);
+    let message = Message::new()
+        .str(1, &cache.name)
+        .uint(2, dns_family(cache.family))
+        .duration(3, cache.refresh)
+        .duration(4, cache.host_ttl)
+        .wrapped(5, cache.max_hosts)
+        .maybe(6, cache.failure_refresh.map(|(base, most)| Message::new().duration(1, base).duration(2, most)))
+        .msg(7, limit)
+        .duration(11, cache.query_timeout);
+    let message = if cache.resolvers.is_empty() {
+        message
+    } else {
+        let address = |a: &std::net::SocketAddr| {
+            let socket = Message::new().str(2, &a.ip().to_string()).uint_always(3, a.port().into());
+            Message::new().msg(1, socket)
+        };
+        let config = Message::any(CARES_CONFIG, Message::new().msgs(1, cache.resolvers.iter().map(address)));
+        message.msg(12, Message::new().str(1, CARES).msg(2, config))
+    };
+    message.duration(14, cache.min_refresh)
 }
 
 fn slow_start(config: &SlowStart) -> Message {

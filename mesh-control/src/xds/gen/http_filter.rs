@@ -5,6 +5,7 @@ use mesh_api::model::{
     LocalRateLimit, MetricChange, Name, PeerMetadata, RbacFilter, SessionCookie, SessionState, StatefulSession,
 };
 
+use super::cluster::dns_cache;
 use super::ext_authz::{http_ext_authz, settings};
 use super::jwt;
 use super::rate_limit;
@@ -58,6 +59,10 @@ fn typed_config(kind: &HttpFilterKind) -> (&'static str, Message) {
         HttpFilterKind::JwtAuthn(config) => {
             ("envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication", jwt::jwt_authn(config))
         }
+        HttpFilterKind::DynamicForwardProxy(cache) => (
+            "envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig",
+            Message::new().msg(1, dns_cache(cache)),
+        ),
     }
 }
 

@@ -7,7 +7,7 @@ use mesh_api::model::{
 };
 
 use super::access_log::{access_log, tracing};
-use super::cluster::http2_options;
+use super::cluster::{dns_cache, http2_options};
 use super::ext_authz::network_ext_authz;
 use super::http_filter::{http_filter, istio_stats};
 use super::rbac::rbac;
@@ -165,6 +165,11 @@ fn network_filter(filter: &NetworkFilter) -> Message {
             "envoy.filters.network.sni_cluster",
             "envoy.extensions.filters.network.sni_cluster.v3.SniCluster",
             Message::new(),
+        ),
+        NetworkFilter::SniDynamicForwardProxy { cache, port } => (
+            "envoy.filters.network.sni_dynamic_forward_proxy",
+            "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig",
+            Message::new().msg(1, dns_cache(cache)).uint_always(2, (*port).into()),
         ),
         NetworkFilter::ConnectionLimit { stat_prefix, max, delay } => {
             let config = Message::new().str(1, stat_prefix).wrapped(2, *max);

@@ -11,6 +11,7 @@ mod ext_authz;
 mod http_filter;
 mod jwt;
 mod listener;
+mod name_table;
 mod rate_limit;
 mod rbac;
 mod route;
@@ -39,6 +40,11 @@ pub fn cluster(cluster: &model::Cluster) -> Bytes {
 /// An `envoy.config.endpoint.v3.ClusterLoadAssignment`.
 pub fn endpoints(endpoints: &model::EndpointSet) -> Bytes {
     endpoint::endpoints(endpoints).into_bytes().into()
+}
+
+/// An `istio.networking.nds.v1.NameTable`.
+pub fn name_table(table: &model::NameTable) -> Bytes {
+    name_table::name_table(table).into_bytes().into()
 }
 
 /// An `envoy.extensions.transport_sockets.tls.v3.Secret`, private key included.

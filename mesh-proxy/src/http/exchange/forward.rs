@@ -22,7 +22,8 @@ use super::replay::Replay;
 use super::{Exchange, PEER, PEER_ID, Session, grpc_web, mirror, respond, tunnel};
 use crate::upstream::pool::{Leased, SendOptions};
 use crate::upstream::{
-    Cluster, Endpoint, ErrorKind, LbContext, Outcome, PickError, Priority, UpstreamError, circuit::RetryPermit,
+    Cluster, Endpoint, ErrorKind, LbContext, Outcome, PickError, Priority, Unresolved, UpstreamError,
+    circuit::RetryPermit,
 };
 
 const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
@@ -43,6 +44,10 @@ const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path
 /// What governs the tries of one request.
 struct Plan<'r> {
     cluster: Arc<Cluster>,
+    /// The host that the client asked for, where endpoints are found by name.
+    asked: Option<Authority>,
+    /// The endpoint that was found so.
+    found: Option<Arc<Endpoint>>,
     policy: Option<Cow<'r, RetryPolicy>>,
     /// When the filters before were through; what they held back does not count into the timeout.
     begun: Instant,
@@ -84,10 +89,18 @@ pub async fn forward(
     if let Err(reply) = upgrade_allowed(&x, action, &head) {
         return x.turn_down(&head, reply, None);
     }
-    let plan = match x.plan(&found, route, action, &mut head) {
+    let mut plan = match x.plan(&found, route, action, &mut head) {
         Ok(plan) => plan,
         Err(reply) => return x.turn_down(&head, reply, None),
     };
+    if let Some(asked) = plan.asked.take() {
+        // Only few clusters are found by name; their future is not kept.
+        match Box::pin(x.resolve(&plan, &asked)).await {
+            Ok(endpoint) => plan.found = Some(endpoint),
+            Err(reason) => return x.turn_down(&head, reason.into(), None),
+        }
+        plan.begun = Instant::now();
+    }
     let worker = x.session.worker.clone();
     let copied = mirror::Copied { head: &head, hash: plan.hash };
     let body = mirror::send(&x.session, &x.snapshot, &action.mirrors, &copied, body, || worker.rng.next_u64());
@@ -137,6 +150,7 @@ impl Exchange {
         self.recorder.stats().cluster_name = Some(name.clone());
         let Some(cluster) = self.snapshot.cluster(&name).cloned() else { return Err(not_found) };
         self.recorder.stats().cluster = Some(cluster.clone());
+        let asked = cluster.is_dynamic().then(|| head.authority.clone());
         // Filters may have set them, clients cannot: mostly there is none.
         let asks = headers::carries(&head.headers, &ASKED);
         let timeout = timeout(action, head, asks);
@@ -160,6 +174,8 @@ impl Exchange {
             arrival: set(times.request).map(|d| start + d),
             end: action.max_stream.or(set(times.max_stream)).map(|d| start + d),
             cluster,
+            asked,
+            found: None,
             per_try_idle: policy.as_ref().and_then(|p| p.per_try_idle_timeout),
             policy,
             begun: Instant::now(),
@@ -335,7 +351,24 @@ impl Exchange {
         }
     }
 
+    /// The endpoint of the host that was asked for, while patience lasts.
+    async fn resolve(&self, plan: &Plan<'_>, asked: &Authority) -> Result<Arc<Endpoint>, Reason> {
+        tokio::select! {
+            biased;
+            found = plan.cluster.resolve(asked.host(), asked.port()) => found.map_err(|e| match e {
+                Unresolved::NoHost => Reason::NoHealthyUpstream,
+                Unresolved::Failed(why) => Reason::DnsFailed(why),
+                Unresolved::CacheOverflow => Reason::DnsCacheOverflow,
+                Unresolved::PendingOverflow => Reason::DnsPendingOverflow,
+            }),
+            ended = patience(&self.recorder.request, plan) => Err(ended.reason(false, &self.recorder.request)),
+        }
+    }
+
     fn pick(&self, plan: &Plan<'_>, tried: &[Arc<Endpoint>], attempt: u32) -> Result<Arc<Endpoint>, Reason> {
+        if let Some(found) = &plan.found {
+            return Ok(found.clone());
+        }
         let policy = plan.policy.as_deref();
         let (pinned, strict) = self.finish.session.as_deref().map_or((None, false), |(s, wanted)| (*wanted, s.strict));
         let ctx = LbContext {

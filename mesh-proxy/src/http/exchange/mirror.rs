@@ -79,8 +79,13 @@ async fn one(
     body: Body,
 ) {
     let Some(cluster) = snapshot.cluster(&name) else { return };
-    let ctx = LbContext { hash, original_dst: session.conn.original_dst, ..LbContext::default() };
-    let Ok(endpoint) = cluster.pick(&ctx, &session.worker.rng) else { return };
+    let endpoint = if cluster.is_dynamic() {
+        cluster.resolve(head.authority.host(), head.authority.port()).await.ok()
+    } else {
+        let ctx = LbContext { hash, original_dst: session.conn.original_dst, ..LbContext::default() };
+        cluster.pick(&ctx, &session.worker.rng).ok()
+    };
+    let Some(endpoint) = endpoint else { return };
     // What the head says to the peer, and how, was chosen for another cluster.
     tell_peer(&session.manager, cluster, &mut head);
     let alpn = if session.manager.istio_alpn { istio_alpn(cluster, &head) } else { None };

@@ -76,8 +76,8 @@ pub enum Kind {
     IstioAlpn,
     /// Checks tokens.
     Jwt(Arc<jwt::Filter>),
-    /// What it means is done by telemetry.
-    Telemetry,
+    /// What it means is done by telemetry, or by the cluster.
+    Nothing,
 }
 
 impl Filter {
@@ -92,7 +92,9 @@ impl Filter {
             HttpFilterKind::ExtAuthz(f) => Kind::ExtAuthz(Arc::new(ExtAuthz::compile(f)?)),
             HttpFilterKind::Fault(f) => Kind::Fault(Fault::compile(f)?),
             HttpFilterKind::Cors => Kind::Cors,
-            HttpFilterKind::GrpcStats { .. } | HttpFilterKind::IstioStats(_) => Kind::Telemetry,
+            HttpFilterKind::GrpcStats { .. }
+            | HttpFilterKind::IstioStats(_)
+            | HttpFilterKind::DynamicForwardProxy(_) => Kind::Nothing,
             HttpFilterKind::GrpcWeb => Kind::GrpcWeb,
             HttpFilterKind::LocalRateLimit(limit) => Kind::RateLimit(RateLimit::compile(limit)?),
             HttpFilterKind::GlobalRateLimit(limit) => Kind::GlobalLimit(Arc::new(GlobalLimit::compile(limit)?)),

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use mesh_api::model::{
-    CircuitBreakers, Cluster, Discovery, DnsFamily, EndpointSet, HealthCheck, HealthCheckKind, HttpUpstream,
-    HttpVersionChoice, LbCommon, LbPolicy, OutlierDetection, SlowStart, TcpKeepalive, TlsMatch, ZoneAware,
+    CircuitBreakers, Cluster, Discovery, EndpointSet, HealthCheck, HealthCheckKind, HttpUpstream, HttpVersionChoice,
+    LbCommon, LbPolicy, OutlierDetection, SlowStart, TcpKeepalive, TlsMatch, ZoneAware,
 };
 use mesh_api::xds::envoy::config::cluster::v3 as proto;
 use mesh_api::xds::envoy::config::core::v3 as core;
@@ -12,6 +12,7 @@ use mesh_api::xds::envoy::extensions::upstreams::http::v3 as upstreams;
 
 use super::Result;
 use super::at::At;
+use super::dns_cache;
 use super::endpoint::{Hosts, endpoint_set};
 use super::tls;
 use super::values::{
@@ -58,6 +59,9 @@ pub fn cluster(at: &At<'_>, c: &proto::Cluster) -> Result<Cluster> {
         out.tls_matches.push(entry);
     }
     out.http = http_upstream(at, c)?;
+    if let Some(proto::cluster::ClusterDiscoveryType::ClusterType(custom)) = &c.cluster_discovery_type {
+        checks_names(&at.field("cluster_type"), c, custom, &mut out.http)?;
+    }
     let keepalive = c.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref());
     out.tcp_keepalive = keepalive.map(tcp_keepalive);
     if let Some(source) = c.upstream_bind_config.as_ref().and_then(|b| b.source_address.as_ref()) {
@@ -70,14 +74,7 @@ pub fn cluster(at: &At<'_>, c: &proto::Cluster) -> Result<Cluster> {
     out.per_connection_buffer_limit = u32_or(c.per_connection_buffer_limit_bytes, 1 << 20);
     out.dns_refresh = duration_or(&at.field("dns_refresh_rate"), c.dns_refresh_rate.as_ref(), Duration::from_secs(5))?;
     out.respect_dns_ttl = c.respect_dns_ttl;
-    out.dns_family = match proto::cluster::DnsLookupFamily::try_from(c.dns_lookup_family) {
-        Ok(proto::cluster::DnsLookupFamily::Auto) => DnsFamily::Auto,
-        Ok(proto::cluster::DnsLookupFamily::V4Only) => DnsFamily::V4Only,
-        Ok(proto::cluster::DnsLookupFamily::V6Only) => DnsFamily::V6Only,
-        Ok(proto::cluster::DnsLookupFamily::V4Preferred) => DnsFamily::V4Preferred,
-        Ok(proto::cluster::DnsLookupFamily::All) => DnsFamily::All,
-        Err(_) => return at.field("dns_lookup_family").refuse("does not exist"),
-    };
+    out.dns_family = dns_cache::family(at, c.dns_lookup_family)?;
     let eds = c.eds_cluster_config.as_ref().and_then(|e| e.eds_config.as_ref());
     let fetch = eds.and_then(|s| s.initial_fetch_timeout.as_ref());
     out.eds_fetch_timeout = duration_or(&at.field("initial_fetch_timeout"), fetch, Duration::from_secs(15))?;
@@ -92,7 +89,7 @@ fn discovery(at: &At<'_>, c: &proto::Cluster) -> Result<Discovery> {
     let kind = match &c.cluster_discovery_type {
         Some(ClusterDiscoveryType::Type(kind)) => DiscoveryType::try_from(*kind),
         Some(ClusterDiscoveryType::ClusterType(custom)) => {
-            return at.field("cluster_type").refuse(format!("{:?} is not supported", custom.name));
+            return dns_cache::cluster_type(&at.field("cluster_type"), custom);
         }
         None => Ok(DiscoveryType::Static),
     };
@@ -343,6 +340,30 @@ fn tcp_keepalive(k: &core::TcpKeepalive) -> TcpKeepalive {
         time: seconds(k.keepalive_time),
         interval: seconds(k.keepalive_interval),
     }
+}
+
+/// Who may be any server is checked by the name that was asked for, unless the cluster says that this is not wanted.
+#[allow(deprecated)] // as below
+fn checks_names(
+    at: &At<'_>,
+    c: &proto::Cluster,
+    custom: &proto::cluster::CustomClusterType,
+    http: &mut HttpUpstream,
+) -> Result<()> {
+    let said = match c.typed_extension_protocol_options.get(HTTP_OPTIONS) {
+        Some(any) => unpack::<upstreams::HttpProtocolOptions>(at, any)?.upstream_http_protocol_options.is_some(),
+        None => c.upstream_http_protocol_options.is_some(),
+    };
+    if dns_cache::allows_insecure(at, custom)? {
+        return Ok(());
+    }
+    if !said {
+        (http.auto_sni, http.auto_san_validation) = (true, true);
+    }
+    if !http.auto_sni || !http.auto_san_validation {
+        return at.refuse("needs auto_sni and auto_san_validation, or allow_insecure_cluster_options");
+    }
+    Ok(())
 }
 
 #[allow(deprecated)] // the fields beside `typed_extension_protocol_options` are still in static files

@@ -16,6 +16,7 @@ use mesh_api::xds::google::protobuf::{Any, BoolValue};
 
 use super::Result;
 use super::at::At;
+use super::dns_cache::dns_cache;
 use super::ext_authz;
 use super::istio_stats;
 use super::jwt::jwt_authn;
@@ -126,6 +127,17 @@ fn kind(at: &At<'_>, name: &str, any: &Any) -> Result<Option<HttpFilterKind>> {
         "io.istio.http.peer_metadata.Config" => HttpFilterKind::PeerMetadata(peer_metadata(at, any)?),
         "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication" => {
             HttpFilterKind::JwtAuthn(Box::new(jwt_authn(at, &unpack(at, any)?)?))
+        }
+        "envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig" => {
+            use filters::dynamic_forward_proxy::v3::filter_config::ImplementationSpecifier as S;
+            let config: filters::dynamic_forward_proxy::v3::FilterConfig = unpack(at, any)?;
+            match &config.implementation_specifier {
+                Some(S::DnsCacheConfig(cache)) => {
+                    HttpFilterKind::DynamicForwardProxy(Box::new(dns_cache(&at.field("dns_cache_config"), cache)?))
+                }
+                Some(S::SubClusterConfig(_)) => return at.field("sub_cluster_config").refuse("is not supported"),
+                None => return at.field("dns_cache_config").refuse("is required"),
+            }
         }
         _ => return Ok(None),
     }))

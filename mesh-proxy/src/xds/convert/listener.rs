@@ -17,6 +17,7 @@ use super::Result;
 use super::access_log::{access_logs, tracing};
 use super::at::At;
 use super::cluster::keepalive;
+use super::dns_cache::dns_cache;
 use super::ext_authz;
 use super::http_filter::http_filter;
 use super::istio_stats;
@@ -270,6 +271,17 @@ fn network_filter(at: &At<'_>, f: &proto::Filter) -> Result<Option<NetworkFilter
             NetworkFilter::ExtAuthz(Box::new(ext_authz::connection(&at, &unpack(&at, any)?)?))
         }
         "envoy.extensions.filters.network.sni_cluster.v3.SniCluster" => NetworkFilter::SniCluster,
+        "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig" => {
+            use network::sni_dynamic_forward_proxy::v3 as sni;
+            let config: sni::FilterConfig = unpack(&at, any)?;
+            let number = match config.port_specifier {
+                Some(sni::filter_config::PortSpecifier::PortValue(n)) => port(&at.field("port_value"), n)?,
+                None => 443,
+            };
+            let cache = at.field("dns_cache_config");
+            let cache = dns_cache(&cache, cache.required(config.dns_cache_config.as_ref())?)?;
+            NetworkFilter::SniDynamicForwardProxy { cache, port: number }
+        }
         "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
             let config: network::connection_limit::v3::ConnectionLimit = unpack(&at, any)?;
             NetworkFilter::ConnectionLimit {

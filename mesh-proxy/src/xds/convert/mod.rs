@@ -7,6 +7,7 @@
 mod access_log;
 mod at;
 mod cluster;
+mod dns_cache;
 mod endpoint;
 mod ext_authz;
 mod http_filter;
