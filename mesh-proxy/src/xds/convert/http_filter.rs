@@ -99,7 +99,7 @@ fn kind(at: &At<'_>, name: &str, any: &Any) -> Result<Option<HttpFilterKind>> {
         }
         "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb" => HttpFilterKind::GrpcWeb,
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
-            HttpFilterKind::LocalRateLimit(local_rate_limit(at, &unpack(at, any)?)?)
+            HttpFilterKind::LocalRateLimit(local_rate_limit(at, &unpack(at, any)?, Scope::Chain)?)
         }
         "envoy.extensions.filters.http.ratelimit.v3.RateLimit" => {
             HttpFilterKind::GlobalRateLimit(Box::new(rate_limit::global(at, &unpack(at, any)?)?))
@@ -249,11 +249,37 @@ fn cors(at: &At<'_>, p: &filters::cors::v3::CorsPolicy) -> Result<CorsPolicy> {
     })
 }
 
-fn local_rate_limit(at: &At<'_>, l: &filters::local_ratelimit::v3::LocalRateLimit) -> Result<LocalRateLimit> {
+/// What a configuration of a filter is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// All requests of a chain.
+    Chain,
+    /// Those of a route.
+    Route,
+}
+
+fn local_rate_limit(
+    at: &At<'_>,
+    l: &filters::local_ratelimit::v3::LocalRateLimit,
+    scope: Scope,
+) -> Result<LocalRateLimit> {
     if !l.descriptors.is_empty() || l.local_rate_limit_per_downstream_connection {
         return at.refuse("descriptors and limits by connection are not supported");
     }
     let bucket = at.field("token_bucket");
+    if l.token_bucket.is_none() && scope == Scope::Chain {
+        // Nothing is limited but where a route says so.
+        return Ok(LocalRateLimit {
+            stat_prefix: l.stat_prefix.as_str().into(),
+            max_tokens: 1,
+            tokens_per_fill: 1,
+            fill_interval: Duration::from_secs(1),
+            enabled: Fraction(0),
+            enforced: Fraction(0),
+            status: rate_limit::refusal_status(l.status.as_ref()),
+            response_headers: HeaderMutation::default(),
+        });
+    }
     let b = bucket.required(l.token_bucket.as_ref())?;
     let interval = bucket.field("fill_interval");
     let interval = duration(&interval, interval.required(b.fill_interval.as_ref())?)?;
@@ -357,7 +383,7 @@ pub fn filter_override(at: &At<'_>, any: &Any) -> Result<Option<FilterOverride>>
         }
         "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute" => ext_authz::per_route(at, &unpack(at, any)?)?,
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
-            FilterOverride::LocalRateLimit(local_rate_limit(at, &unpack(at, any)?)?)
+            FilterOverride::LocalRateLimit(local_rate_limit(at, &unpack(at, any)?, Scope::Route)?)
         }
         "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute" => {
             FilterOverride::GlobalRateLimit(rate_limit::per_route(at, &unpack(at, any)?)?)
