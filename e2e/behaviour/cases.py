@@ -14,7 +14,7 @@ from backends import seconds
 POSITIONS = ("gateway", "explicit", "captured", "inbound")
 _METHODS = ("get", "head", "post", "put", "delete", "patch", "options")
 _CASE_KEYS = {"about", "positions", "mesh", "objects", "requests", "steps", "objects_invalid", "finding", "differs_from_istio", "patience",
-              "under_load"}
+              "under_load", "envoy_only"}
 _REQUEST_KEYS = {*_METHODS, "tcp", "grpc", "send", "headers", "body", "times", "timeout", "after", "at", "at_once", "from", "via", "sni", "certificate", "tls_version",
                  "expect"}
 # Of several requests that are judged together, which the load is not.
@@ -52,6 +52,7 @@ class Case:
     load: list  # requests that go on while the steps are gone through again
     rounds: int  # how often they are
     mesh: dict  # settings of the mesh that differ from the usual
+    envoy_only: str | None  # why it is not for our own proxy
 
     def gateway_api(self):
         """Whether the Gateway of Gateway API stands at the edge, instead of the one of Istio."""
@@ -94,7 +95,7 @@ def parse(name, raw):
     _judged(name, load.get("requests", []), _REQUEST_KEYS - _NOT_UNDER_LOAD)
     return Case(name, raw["about"], positions, steps, raw.get("objects_invalid", False), raw.get("finding"), differs,
                 seconds(raw["patience"]) if "patience" in raw else None, load.get("requests", []), load.get("rounds", 0),
-                raw.get("mesh", {}))
+                raw.get("mesh", {}), raw.get("envoy_only"))
 
 
 def _judged(name, requests, keys):

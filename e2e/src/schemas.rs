@@ -165,6 +165,7 @@ fn ours(kind: Kind) -> Option<Value> {
         Kind::WorkloadGroup => schema_for!(networking::WorkloadGroup),
         Kind::Sidecar => schema_for!(networking::Sidecar),
         Kind::ProxyConfig => schema_for!(networking::ProxyConfig),
+        Kind::EnvoyFilter => schema_for!(networking::EnvoyFilter),
         Kind::PeerAuthentication => schema_for!(security::PeerAuthentication),
         Kind::RequestAuthentication => schema_for!(security::RequestAuthentication),
         Kind::AuthorizationPolicy => schema_for!(security::AuthorizationPolicy),
@@ -393,11 +394,11 @@ kind: ConfigMap
         let mut other = published[0].clone();
         other.version = "v9".to_owned();
         published.push(other.clone());
-        other.kind = "EnvoyFilter".to_owned();
+        other.kind = "WasmPlugin".to_owned();
         published.push(other);
         let expected = ["| networking.istio.io/v9 VirtualService |  | not served here |"];
         assert_eq!(found(&published, "/v9 VirtualService"), expected);
-        assert_eq!(found(&published, "EnvoyFilter"), ["| networking.istio.io EnvoyFilter |  | not served here |"]);
+        assert_eq!(found(&published, "WasmPlugin"), ["| networking.istio.io WasmPlugin |  | not served here |"]);
     }
 
     #[test]

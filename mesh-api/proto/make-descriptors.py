@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Makes descriptors.bin: descriptors of the Envoy messages that appear in bootstrap files and in config dumps.
+"""Makes descriptors.bin: descriptors of the Envoy messages that appear in bootstrap files and in config dumps; and
+extensions.bin: those of every message of Envoy's that configuration may hold, which patches of users are read by.
 
     python3 -m venv .venv && .venv/bin/pip install protobuf
     .venv/bin/python mesh-api/proto/make-descriptors.py
 
 Takes the descriptor set inside the envoy-types crate that Cargo.lock names, keeps the files that the roots below need,
-drops comments, and adds the few messages of Istio's own Envoy build that our control plane sends.
+drops comments, and adds the few messages of Istio's own Envoy build that our control plane sends. In extensions.bin
+rules of validation are left out too: they are most of its size, and proxies check them.
 """
 
 import json
@@ -126,32 +128,101 @@ def istio_files():
     return [stats, alpn, exchange, peer]
 
 
+def typed_structs():
+    """Configurations as free JSON, which the crate leaves out: for extensions whose type only the proxy knows."""
+    string, message = pb.FieldDescriptorProto.TYPE_STRING, pb.FieldDescriptorProto.TYPE_MESSAGE
+    found = []
+    for package in ("udpa.type.v1", "xds.type.v3"):
+        file = pb.FileDescriptorProto(
+            name=package.replace(".", "/") + "/typed_struct.proto", package=package, syntax="proto3")
+        file.dependency.append("google/protobuf/struct.proto")
+        file.message_type.add(name="TypedStruct", field=[
+            field("type_url", 1, string), field("value", 2, message, type_name=".google.protobuf.Struct")])
+        found.append(file)
+    return found
+
+
+def plain(message):
+    """Takes away the options of a message and of what is in it, save those that say how it is encoded."""
+    for name in ("reserved_range", "reserved_name"):
+        message.ClearField(name)
+    is_map = message.options.map_entry
+    message.ClearField("options")
+    if is_map:
+        message.options.map_entry = True
+    for member in message.field:
+        packed = member.options.packed if member.options.HasField("packed") else None
+        member.ClearField("options")
+        if packed is not None:
+            member.options.packed = packed
+    for oneof in message.oneof_decl:
+        oneof.ClearField("options")
+    for enum in message.enum_type:
+        plain_enum(enum)
+    for nested in message.nested_type:
+        plain(nested)
+
+
+def plain_enum(enum):
+    allow_alias = enum.options.allow_alias
+    enum.ClearField("options")
+    if allow_alias:
+        enum.options.allow_alias = True
+    for value in enum.value:
+        value.ClearField("options")
+
+
+def write(name, files):
+    out = pb.FileDescriptorSet(file=files)
+    data = out.SerializeToString(deterministic=True)
+    (HERE / name).write_bytes(data)
+    print(f"{name}: {len(out.file)} files, {len(data)} bytes")
+
+
 def main():
     metadata = json.loads(subprocess.check_output(["cargo", "metadata", "--format-version", "1"], cwd=HERE))
     crate = next(p for p in metadata["packages"] if p["name"] == "envoy-types")
     source = pathlib.Path(crate["manifest_path"]).parent / "src/generated/types.bin"
     files = {f.name: f for f in pb.FileDescriptorSet.FromString(source.read_bytes()).file}
-    wanted, order = set(), []
 
-    def take(name):
-        if name in wanted:
-            return
-        wanted.add(name)
-        for dependency in files[name].dependency:
-            take(dependency)
-        order.append(name)
+    def with_dependencies(roots):
+        wanted, order = set(), []
 
-    for root in ROOTS:
-        if root not in files:
-            raise SystemExit(f"{root} is not in the descriptor set of envoy-types")
-        take(root)
-    out = pb.FileDescriptorSet()
-    for name in order:
-        files[name].ClearField("source_code_info")
-        out.file.append(files[name])
-    out.file.extend(istio_files())
-    (HERE / "descriptors.bin").write_bytes(out.SerializeToString(deterministic=True))
-    print(f"{len(out.file)} files, {len(out.SerializeToString())} bytes")
+        def take(name):
+            if name in wanted:
+                return
+            wanted.add(name)
+            for dependency in files[name].dependency:
+                take(dependency)
+            order.append(name)
+
+        for root in roots:
+            if root not in files:
+                raise SystemExit(f"{root} is not in the descriptor set of envoy-types")
+            take(root)
+        return order
+
+    for file in files.values():
+        file.ClearField("source_code_info")
+    write("descriptors.bin", [files[name] for name in with_dependencies(ROOTS)] + istio_files())
+
+    for file in files.values():
+        file.ClearField("options")
+        file.ClearField("service")
+        file.ClearField("extension")
+        for message in file.message_type:
+            plain(message)
+        for enum in file.enum_type:
+            plain_enum(enum)
+        # What is named by options alone.
+        only_options = ("validate/", "udpa/annotations/", "xds/annotations/", "envoy/annotations/")
+        kept = [d for d in file.dependency if not d.startswith(only_options)]
+        del file.dependency[:], file.public_dependency[:], file.weak_dependency[:]
+        file.dependency.extend(kept)
+    configuration = ("envoy/admin/", "envoy/config/", "envoy/data/", "envoy/extensions/", "envoy/type/", "udpa/type/",
+                     "xds/type/", "xds/core/", "google/protobuf/")
+    roots = sorted(name for name in files if name.startswith(configuration))
+    write("extensions.bin", [files[name] for name in with_dependencies(roots)] + istio_files() + typed_structs())
 
 
 main()

@@ -69,7 +69,7 @@ impl FromStr for NodeId {
     }
 }
 
-/// Node metadata keys that the control plane reads. Unknown keys are ignored.
+/// Node metadata: keys that the control plane reads, and the rest.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE", default)]
 pub struct NodeMetadata {
@@ -116,6 +116,9 @@ pub struct NodeMetadata {
     /// Where it is answered; empty: 127.0.0.1:15053.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub dns_proxy_addr: String,
+    /// Keys of others.
+    #[serde(flatten)]
+    pub rest: BTreeMap<String, serde_json::Value>,
 }
 
 /// Flags of node metadata: agents write them as text.
@@ -142,6 +145,16 @@ mod flag {
 }
 
 impl NodeMetadata {
+    /// The text of any key; `None`: not there, or no text.
+    pub fn text(&self, key: &str) -> Option<String> {
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        match self.rest.get(key) {
+            Some(value) => text(value),
+            // What was not told is empty here.
+            None => text(serde_json::to_value(self).ok()?.get(key)?).filter(|t| !t.is_empty()),
+        }
+    }
+
     /// All addresses.
     pub fn ips(&self) -> impl Iterator<Item = &str> {
         self.instance_ips.split(',').map(str::trim).filter(|s| !s.is_empty())
@@ -160,6 +173,17 @@ mod tests {
         }
         let told = NodeMetadata { dns_capture: true, ..NodeMetadata::default() };
         assert_eq!(serde_json::to_value(&told).unwrap()["DNS_CAPTURE"], "true");
+    }
+
+    #[test]
+    fn any_key_can_be_asked_for() {
+        let told = serde_json::json!({"ISTIO_VERSION": "1.29.0", "NAMESPACE": "", "TEAM": "a", "PODS": {"x": 1}});
+        let metadata: NodeMetadata = serde_json::from_value(told).unwrap();
+        assert_eq!(metadata.text("TEAM").as_deref(), Some("a"));
+        assert_eq!(metadata.text("ISTIO_VERSION").as_deref(), Some("1.29.0"));
+        for none in ["NAMESPACE", "PODS", "LABELS", "OTHER"] {
+            assert_eq!(metadata.text(none), None, "{none}");
+        }
     }
 
     #[test]

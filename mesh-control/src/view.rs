@@ -14,7 +14,8 @@ use mesh_api::{
 
 use crate::{
     index::{Service, ServicePort, Stamped},
-    source::object::ObjectKey,
+    source::object::{Object, ObjectKey},
+    translate::patches,
     xds::node::Client,
 };
 
@@ -102,6 +103,10 @@ pub struct ProxyView {
     pub targets: Arc<[ServiceTarget]>,
     /// The Sidecar that holds for it.
     pub sidecar: Option<ObjectKey>,
+    /// EnvoyFilters that hold for it, in the order in which they apply.
+    pub envoy_filters: Arc<[Arc<Object>]>,
+    /// What follows from them.
+    pub patches: patches::Memo,
 }
 
 /// A port of a service that a workload serves.
@@ -165,6 +170,8 @@ impl ProxyView {
             metadata: Arc::new(metadata),
             targets: Arc::default(),
             sidecar: None,
+            envoy_filters: Arc::default(),
+            patches: patches::Memo::default(),
         }
     }
 

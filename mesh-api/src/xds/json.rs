@@ -1,8 +1,10 @@
 //! YAML and JSON of Envoy's messages, by descriptors that are loaded for the task and dropped again.
 //!
-//! The descriptor set is `proto/descriptors.bin`; `proto/make-descriptors.py` makes it.
+//! The descriptor set is `proto/descriptors.bin`; `proto/make-descriptors.py` makes it. Every message that configuration
+//! may hold is in `proto/extensions.bin`, which is loaded when something that users wrote in Envoy's terms is read.
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use prost::Message as _;
@@ -40,6 +42,15 @@ pub fn pool() -> DescriptorPool {
     DescriptorPool::decode(BYTES).unwrap_or_default()
 }
 
+/// Every message that Envoy's configuration may hold. Loaded by the first call and kept: what was read by it refers to
+/// it.
+pub fn extensions() -> &'static DescriptorPool {
+    static BYTES: &[u8] = include_bytes!("../../proto/extensions.bin");
+    static POOL: OnceLock<DescriptorPool> = OnceLock::new();
+    // The bytes are ours; a test loads them.
+    POOL.get_or_init(|| DescriptorPool::decode(BYTES).unwrap_or_default())
+}
+
 /// Reads a message written in YAML or JSON into wire bytes. Field names in snake_case and camelCase are accepted, a
 /// field that does not exist is refused.
 ///
@@ -52,15 +63,22 @@ pub fn parse(text: &str, kind: &str) -> Result<Vec<u8>, JsonError> {
         message: e.to_string().lines().next().unwrap_or_default().to_owned(),
     })?;
     let whole = |message: String| JsonError { line: None, path: String::new(), message };
-    let pool = pool();
-    let descriptor = pool.get_message_by_name(kind).ok_or_else(|| whole(format!("{kind} is not known")))?;
+    let descriptor = pool().get_message_by_name(kind).ok_or_else(|| whole(format!("{kind} is not known")))?;
+    read(&value, descriptor).map(|message| message.encode_to_vec())
+}
+
+/// Reads a message out of JSON, by the rules of [`parse`].
+///
+/// # Errors
+/// An unknown field, a type that the descriptor's pool does not have, a value of the wrong kind.
+pub fn read(value: &Value, descriptor: MessageDescriptor) -> Result<DynamicMessage, JsonError> {
     let mut track = serde_path_to_error::Track::new();
-    let deserializer = serde_path_to_error::Deserializer::new(&value, &mut track);
-    let message = Seed(descriptor).deserialize(deserializer);
-    match message {
-        Ok(message) => Ok(message.encode_to_vec()),
-        Err(error) => Err(JsonError { line: None, path: track.path().to_string(), message: error.to_string() }),
-    }
+    let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);
+    Seed(descriptor).deserialize(deserializer).map_err(|error| JsonError {
+        line: None,
+        path: track.path().to_string(),
+        message: error.to_string(),
+    })
 }
 
 struct Seed(MessageDescriptor);
@@ -97,6 +115,33 @@ mod tests {
         {
             assert!(pool.get_message_by_name(name).is_some(), "{name}");
         }
+    }
+
+    #[test]
+    fn extensions_hold_what_users_patch_with() {
+        for name in [
+            CLUSTER,
+            "envoy.extensions.filters.http.lua.v3.Lua",
+            "envoy.extensions.filters.http.wasm.v3.Wasm",
+            "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+            "envoy.extensions.filters.http.tap.v3.Tap",
+            "envoy.extensions.filters.http.compressor.v3.Compressor",
+            "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+            "envoy.extensions.compression.gzip.compressor.v3.Gzip",
+            "udpa.type.v1.TypedStruct",
+            "xds.type.v3.TypedStruct",
+            "stats.PluginConfig",
+        ] {
+            assert!(extensions().get_message_by_name(name).is_some(), "{name}");
+        }
+        // All that dumps know is there too.
+        let missing: Vec<_> = pool()
+            .all_messages()
+            .map(|m| m.full_name().to_owned())
+            .filter(|name| name.starts_with("envoy.config.") || name.starts_with("envoy.extensions."))
+            .filter(|name| extensions().get_message_by_name(name).is_none())
+            .collect();
+        assert_eq!(missing, [""; 0]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::{
     metrics::{Page, escape},
     source::object::{Kind, Object},
     translate::status,
-    validate::Finding,
+    validate::{Finding, codes},
     xds::{caller::Caller, generator::Generator, hub::Handle, nack::AckState, push::Protocol},
 };
 
@@ -175,6 +175,7 @@ pub(super) async fn configz<G: Generator>(State(admin): State<Arc<Admin<G>>>) ->
     objects.sort_by(|a, b| a.key.cmp(&b.key));
     let index = admin.index.load_full();
     findings.extend(of_keys(&admin));
+    findings.extend(of_resources(&admin));
     let shown = move |o: &Arc<Object>| {
         let mut out = object(o);
         let status = index.as_ref().and_then(|index| status::of(index, o));
@@ -195,7 +196,33 @@ pub(super) async fn findings<G: Generator>(State(admin): State<Arc<Admin<G>>>) -
     let Some(folder) = admin.folder.load_full() else { return Json(json!([])) };
     let mut findings = folder.read().findings.clone();
     findings.extend(of_keys(&admin));
+    findings.extend(of_resources(&admin));
     Json(serde_json::to_value(findings).unwrap_or_default())
+}
+
+/// What showed when resources were made, and when proxies refused those that an object had changed in Envoy's terms.
+fn of_resources<G: Generator>(admin: &Admin<G>) -> Vec<Finding> {
+    let (generator, Some(state)) = (admin.hub.generator(), admin.hub.state()) else { return vec![] };
+    let mut out = generator.findings(&state.published);
+    for handle in admin.hub.clients() {
+        let acks = handle.acks.lock().clone();
+        for (ty, ack) in TypeUrl::ALL.into_iter().zip(&acks).filter(|(_, ack)| ack.nacked) {
+            let (Some((_, why)), Ok(view)) = (&ack.rejected, generator.view(&state.published, &handle.client)) else {
+                continue;
+            };
+            for object in generator.patched_by(&view, ty) {
+                let message =
+                    format!("{} refused what this may have patched ({}): {why}", handle.client.proxy_id(), ty.short());
+                let mut finding = Finding::error("spec.configPatches", message).code(codes::SCHEMA).on(&object.key);
+                if let Some(position) = &object.position {
+                    finding.file = Some(position.file.clone());
+                    finding.line = Some(position.line);
+                }
+                out.push(finding);
+            }
+        }
+    }
+    out
 }
 
 /// Issuers whose keys could not be fetched.

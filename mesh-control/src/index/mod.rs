@@ -556,6 +556,8 @@ impl Index {
         } else {
             None
         };
+        view.envoy_filters = self.envoy_filters(&view);
+        view.patches = Default::default();
         view
     }
 }

@@ -1,11 +1,13 @@
 //! What is enforced in the place of a security object that is refused and was never good: it never opens anything.
 //!
-//! A PeerAuthentication counts as STRICT. Of an AuthorizationPolicy every part that can be read holds as written; one
+//! An EnvoyFilter goes on without the patches that cannot be used: what they were to add to others is not taken from
+//! these. A PeerAuthentication counts as STRICT. Of an AuthorizationPolicy every part that can be read holds as written; one
 //! that cannot never matches in ALLOW and always matches in DENY. Scope is kept as far as it can be told: a typo in a
 //! policy for one workload must not become a policy for all. Knows manifests as plain values; no files, no time.
 
 use std::{path::Path, sync::Arc};
 
+use mesh_api::crd::networking::{EnvoyFilter, envoy_filter::ConfigPatch};
 use mesh_api::crd::security::{
     AuthorizationPolicy, Condition, From, MtlsMode, MutualTls, Operation, PeerAuthentication, PolicyAction, Rule,
     Source, To,
@@ -21,7 +23,7 @@ use crate::validate::sound;
 /// The strictest form of a refused object. `None`: its kind guards nothing by itself.
 pub(super) fn strictest(path: &Path, line: u32, key: &ObjectKey, raw: &Value) -> Option<Arc<Object>> {
     let empty = Map::new();
-    let parts = Parts::of(raw.get("spec").and_then(Value::as_object).unwrap_or(&empty), key.kind);
+    let parts = Parts::of(spec_of(raw).unwrap_or(&empty), key.kind);
     let spec = match key.kind {
         Kind::PeerAuthentication => Spec::PeerAuthentication(Arc::new(PeerAuthentication {
             selector: Scope::of(&parts).selector,
@@ -29,6 +31,7 @@ pub(super) fn strictest(path: &Path, line: u32, key: &ObjectKey, raw: &Value) ->
             ..PeerAuthentication::default()
         })),
         Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(Arc::new(authorization_policy(&parts)?)),
+        Kind::EnvoyFilter => Spec::EnvoyFilter(Arc::new(sound_patches(spec_of(raw)?)?)),
         _ => return None,
     };
     // Without a time of creation it counts as the oldest, which is the one that holds where only one can.
@@ -39,6 +42,21 @@ pub(super) fn strictest(path: &Path, line: u32, key: &ObjectKey, raw: &Value) ->
     }
     let position = Some(Position { file: path.to_owned(), line });
     Some(Arc::new(Object { key: key.clone(), meta, spec, position }))
+}
+
+fn spec_of(raw: &Value) -> Option<&Map<String, Value>> {
+    raw.get("spec").and_then(Value::as_object)
+}
+
+/// An EnvoyFilter without the patches that cannot be used; in their places nothing is patched, so that the others keep
+/// their numbers. `None`: none is left, or it cannot be told whom they are for.
+fn sound_patches(spec: &Map<String, Value>) -> Option<EnvoyFilter> {
+    let mut scope = spec.clone();
+    let patches = scope.remove("configPatches")?;
+    let mut filter = strict::<EnvoyFilter>(&Value::Object(scope)).filter(sound::envoy_filter)?;
+    let alone = |patch: &Value| strict::<ConfigPatch>(patch).filter(sound::config_patch).unwrap_or_default();
+    filter.config_patches = patches.as_array()?.iter().map(alone).collect();
+    filter.config_patches.iter().any(|p| p.patch.is_some()).then_some(filter)
 }
 
 /// Fields of a spec; one whose name is misspelt counts as what it looks like.

@@ -18,7 +18,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::fail_safe;
 use super::manifest;
-use super::object::{Object, ObjectChange, ObjectKey};
+use super::object::{Kind, Object, ObjectChange, ObjectKey};
 use crate::validate::{Finding, Level, codes::DUPLICATE, references::References};
 
 /// What the folder looks like now.
@@ -104,8 +104,9 @@ enum Fate {
 }
 
 impl Fate {
-    fn words(&self) -> String {
+    fn words(&self, kind: Kind) -> String {
         match self {
+            Self::Strictest if kind == Kind::EnvoyFilter => " (its other patches are in force)".to_owned(),
             Self::Absent => " (the object is not in force)".to_owned(),
             Self::Strictest => " (until this is mended it is enforced in its strictest form)".to_owned(),
             Self::LastGood => " (the last good version stays in force)".to_owned(),
@@ -120,7 +121,7 @@ impl DocumentState {
         if self.object.is_none()
             && let Some(first) = findings.iter_mut().find(|f| f.level == Level::Error)
         {
-            first.message.push_str(&self.fate.words());
+            first.message.push_str(&self.fate.words(self.key.kind));
         }
         findings
     }

@@ -231,9 +231,6 @@ fn what_is_lost(group: &str, kind: &str) -> &'static str {
         ("extensions.istio.io", "WasmPlugin" | "TrafficExtension") => {
             ": no extension runs; requests pass without it, also where it is to authenticate, authorize or fail closed"
         }
-        ("networking.istio.io", "EnvoyFilter") => {
-            ": nothing is patched; limits and checks that it is to add are not there"
-        }
         _ => "",
     }
 }
@@ -264,6 +261,7 @@ fn decode(kind: Kind, value: &Value, findings: &mut Vec<Finding>) -> Option<Spec
         Kind::WorkloadGroup => Spec::WorkloadGroup(reader.spec()?),
         Kind::Sidecar => Spec::Sidecar(reader.spec()?),
         Kind::ProxyConfig => Spec::ProxyConfig(reader.spec()?),
+        Kind::EnvoyFilter => Spec::EnvoyFilter(reader.spec()?),
         Kind::PeerAuthentication => Spec::PeerAuthentication(reader.spec()?),
         Kind::RequestAuthentication => Spec::RequestAuthentication(reader.spec()?),
         Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(reader.spec()?),

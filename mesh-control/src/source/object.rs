@@ -44,6 +44,8 @@ pub enum Kind {
     /// Istio.
     ProxyConfig,
     /// Istio.
+    EnvoyFilter,
+    /// Istio.
     PeerAuthentication,
     /// Istio.
     RequestAuthentication,
@@ -81,7 +83,7 @@ struct KindFacts {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 29] = [
+    pub const ALL: [Kind; 30] = [
         Kind::Namespace,
         Kind::Service,
         Kind::EndpointSlice,
@@ -98,6 +100,7 @@ impl Kind {
         Kind::WorkloadGroup,
         Kind::Sidecar,
         Kind::ProxyConfig,
+        Kind::EnvoyFilter,
         Kind::PeerAuthentication,
         Kind::RequestAuthentication,
         Kind::AuthorizationPolicy,
@@ -138,6 +141,7 @@ impl Kind {
             Kind::WorkloadGroup => f(NET, NET_V, "workload-group", "WorkloadGroup"),
             Kind::Sidecar => f(NET, NET_V, "sidecar", "Sidecar"),
             Kind::ProxyConfig => f(NET, &["v1beta1"], "proxy-config", "ProxyConfig"),
+            Kind::EnvoyFilter => f(NET, &["v1alpha3"], "envoy-filter", "EnvoyFilter"),
             Kind::PeerAuthentication => f(SEC, SEC_V, "peer-authentication", "PeerAuthentication"),
             Kind::RequestAuthentication => f(SEC, SEC_V, "request-authentication", "RequestAuthentication"),
             Kind::AuthorizationPolicy => f(SEC, SEC_V, "authorization-policy", "AuthorizationPolicy"),
@@ -312,6 +316,8 @@ pub enum Spec {
     Sidecar(Arc<networking::Sidecar>),
     /// ProxyConfig.
     ProxyConfig(Arc<networking::ProxyConfig>),
+    /// EnvoyFilter.
+    EnvoyFilter(Arc<networking::EnvoyFilter>),
     /// PeerAuthentication.
     PeerAuthentication(Arc<security::PeerAuthentication>),
     /// RequestAuthentication.

@@ -25,6 +25,7 @@ pub mod match_conditions;
 pub mod mesh_routes;
 pub mod name_table;
 pub mod outbound;
+pub mod patches;
 pub mod policy;
 mod request_authn;
 pub mod routes;

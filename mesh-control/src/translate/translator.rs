@@ -17,13 +17,15 @@ use super::{
     clusters, endpoints,
     listeners::Listeners,
     name_table::{self, NameTables},
+    patches::Patches,
     routes::Routes,
     scope::{Scope, Scopes},
     secrets::Secrets,
 };
 use crate::{
     index::{ChangeSet, Index, Resolution, ServiceKey, Stamp, Stamped, host},
-    source::object::{Kind, ObjectKey},
+    source::object::{Kind, Object, ObjectKey},
+    validate::Finding,
     view::{Flavour, ProxyKind, ProxyView},
     xds::{
         encoded::{Encoded, Name},
@@ -54,6 +56,7 @@ pub struct Translator {
     secrets: Secrets,
     name_tables: NameTables,
     names: NameLists,
+    patches: Patches,
 }
 
 impl Translator {
@@ -80,20 +83,21 @@ impl Generator for Translator {
     fn names(&self, index: &Index, view: &ProxyView, ty: TypeUrl) -> Arc<[Name]> {
         let scope = self.scope(index, view);
         let request = Request { index, view, scope: &scope };
-        match ty {
+        let generated = match ty {
             TypeUrl::Cluster => self.names.clusters(request),
             TypeUrl::Listener => self.listeners.names(request),
             TypeUrl::NameTable if view.flavour != Flavour::Grpc => Arc::new([name_table::NAME.into()]),
             TypeUrl::Endpoints | TypeUrl::Route | TypeUrl::Secret | TypeUrl::Extension | TypeUrl::NameTable => {
                 Arc::default()
             }
-        }
+        };
+        self.patches.names(view, ty, generated)
     }
 
     fn generate(&self, index: &Index, view: &ProxyView, ty: TypeUrl, name: &str) -> Option<Arc<Encoded>> {
         let scope = self.scope(index, view);
         let request = Request { index, view, scope: &scope };
-        match ty {
+        let generated = match ty {
             TypeUrl::Cluster => clusters::generate(&self.clusters, request, name),
             TypeUrl::Endpoints => endpoints::generate(&self.endpoints, request, name),
             TypeUrl::Listener => self.listeners.generate(request, name),
@@ -101,7 +105,16 @@ impl Generator for Translator {
             TypeUrl::Secret => self.secrets.generate(request, name),
             TypeUrl::NameTable => name_table::generate(&self.name_tables, request, name),
             TypeUrl::Extension => None,
-        }
+        };
+        self.patches.apply(view, ty, name, generated)
+    }
+
+    fn findings(&self, index: &Index) -> Vec<Finding> {
+        self.patches.findings(index)
+    }
+
+    fn patched_by(&self, view: &ProxyView, ty: TypeUrl) -> Vec<Arc<Object>> {
+        self.patches.concerning(view, ty)
     }
 
     fn reach(&self, index: &Index, change: &ChangeSet) -> Reach {
@@ -313,6 +326,7 @@ fn of_objects(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Af
             Kind::AuthorizationPolicy | Kind::RequestAuthentication | Kind::Telemetry | Kind::ProxyConfig if here => {
                 out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route)
             }
+            Kind::EnvoyFilter if here => Affected { view: true, ..out },
             _ => out,
         };
     }

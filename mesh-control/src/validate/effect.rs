@@ -25,6 +25,9 @@ const NO_PERCENTAGE: &str = "endpoints are not ejected by their share of failure
 /// Of the TLS of a server.
 const NOT_TO_SERVERS: &str = "is not handed to servers yet";
 
+/// Of ambient meshes.
+const NO_WAYPOINTS: &str = "this mesh has no waypoints";
+
 /// Fields without effect.
 const TABLE: &[Row] = &[
     (Kind::ConfigMap, "data.mesh.ca", "certificates come from this control plane"),
@@ -131,6 +134,13 @@ const TABLE: &[Row] = &[
     (Kind::IstioGateway, "spec.servers[].tls.ecdhCurves", NOT_TO_SERVERS),
     (Kind::Sidecar, "spec.ingress[].tls.alpnProtocols", NOT_TO_SERVERS),
     (Kind::Sidecar, "spec.ingress[].tls.ecdhCurves", NOT_TO_SERVERS),
+    (Kind::EnvoyFilter, "spec.configPatches[].match.listener.portName", "as under Istio, ports are matched by number"),
+    (Kind::EnvoyFilter, "spec.configPatches[].match.waypoint", NO_WAYPOINTS),
+    (
+        Kind::EnvoyFilter,
+        "spec.configPatches[].patch.filterClass",
+        "as under Istio, filters stand where the operation puts them",
+    ),
     (Kind::ProxyConfig, "spec", "is not merged into proxies' settings yet"),
     (Kind::Telemetry, "spec.tracing[].disableContextPropagation", "trace context is passed on always"),
     (Kind::Telemetry, "spec.tracing[].useRequestIdForTraceSampling", "sampling does not look at request ids"),
@@ -146,6 +156,19 @@ const NO_UDP: &str = "UDPRoutes are not read yet: nothing listens there";
 
 /// Values without effect.
 const VALUES: &[ValueRow] = &[
+    (
+        Kind::EnvoyFilter,
+        "spec.configPatches[].applyTo",
+        |v| v == "BOOTSTRAP",
+        "a proxy has its bootstrap file from the one who starts it",
+    ),
+    (Kind::EnvoyFilter, "spec.configPatches[].match.context", |v| v == "WAYPOINT", NO_WAYPOINTS),
+    (
+        Kind::EnvoyFilter,
+        "spec.targetRefs[]",
+        is_no_gateway,
+        "EnvoyFilters are attached to Gateways of gateway.networking.k8s.io and to workloads that a selector names",
+    ),
     (Kind::Gateway, "spec.listeners[].protocol", |v| v == "UDP", NO_UDP),
     (Kind::ListenerSet, "spec.listeners[].protocol", |v| v == "UDP", NO_UDP),
     (Kind::Telemetry, "spec.targetRef", is_no_gateway, ONLY_GATEWAYS),

@@ -5,6 +5,7 @@ mod checks;
 pub mod codes;
 mod conventions;
 mod effect;
+mod envoy_filter;
 mod finding;
 mod gateway_api;
 mod ingress;
@@ -37,6 +38,7 @@ pub fn validate(object: &Object) -> Vec<Finding> {
         Spec::WorkloadEntry(s) => services::workload_entry(s, "spec", &mut out),
         Spec::WorkloadGroup(s) => services::workload_entry(&s.template, "spec.template", &mut out),
         Spec::Sidecar(s) => services::sidecar(s, &mut out),
+        Spec::EnvoyFilter(s) => envoy_filter::envoy_filter(s, &mut out),
         Spec::PeerAuthentication(s) => security::peer_authentication(s, &object.key, &mut out),
         Spec::RequestAuthentication(s) => security::request_authentication(s, &mut out),
         Spec::AuthorizationPolicy(s) => security::authorization_policy(s, &mut out),

@@ -9,6 +9,7 @@ mod checker;
 mod conflicts;
 mod ingress;
 mod known;
+mod patches;
 mod workloads;
 
 use std::{

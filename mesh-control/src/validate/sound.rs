@@ -1,16 +1,27 @@
-//! Whether parts of security objects are sound when they stand alone, for what is enforced in the place of an object
+//! Whether parts of objects are sound when they stand alone, for what is enforced in the place of an object
 //! that is refused as a whole.
 
+use mesh_api::crd::networking::{EnvoyFilter, envoy_filter::ConfigPatch};
 use mesh_api::crd::security::{Condition, Operation, Source};
 use mesh_api::labels::Labels;
 
 use super::checks::Report;
-use super::{Level, security};
+use super::{Level, envoy_filter as filter, security};
 
 fn sound(check: impl FnOnce(&mut Report)) -> bool {
     let mut out = Report::default();
     check(&mut out);
     out.findings.iter().all(|f| f.level != Level::Error)
+}
+
+/// An EnvoyFilter.
+pub(crate) fn envoy_filter(envoy_filter: &EnvoyFilter) -> bool {
+    sound(|out| filter::envoy_filter(envoy_filter, out))
+}
+
+/// A patch of an EnvoyFilter.
+pub(crate) fn config_patch(patch: &ConfigPatch) -> bool {
+    sound(|out| filter::config_patch(0, patch, out))
 }
 
 /// A source of a rule.

@@ -11,6 +11,7 @@ use super::{
     encoded::{Encoded, Name},
     node::Client,
 };
+use crate::{source::object::Object, validate::Finding};
 
 /// Computes resources; pure, called from many threads at once.
 pub trait Generator: Send + Sync + 'static {
@@ -36,6 +37,17 @@ pub trait Generator: Send + Sync + 'static {
 
     /// What a change may have altered for one proxy. Too much costs time, too little leaves a proxy behind.
     fn affected(&self, index: &Self::Index, change: &Self::Change, view: &Self::View) -> Affected;
+
+    /// What is wrong with objects and showed only when resources were made from them.
+    fn findings(&self, _index: &Self::Index) -> Vec<Finding> {
+        vec![]
+    }
+
+    /// Objects by which users changed resources of a type for a client in Envoy's own terms, which nobody but the proxy
+    /// can judge in full.
+    fn patched_by(&self, _view: &Self::View, _ty: TypeUrl) -> Vec<Arc<Object>> {
+        vec![]
+    }
 
     /// Adds a later change to an earlier one.
     fn merge(&self, change: &mut Self::Change, later: Self::Change);

@@ -13,6 +13,7 @@ pub mod generator;
 pub mod hub;
 pub mod nack;
 pub mod node;
+pub mod patch;
 pub mod push;
 pub mod server;
 pub mod service;

@@ -28,6 +28,7 @@ impl<'k> Checker<'k> {
         self.selection(object);
         match &object.spec {
             Spec::VirtualService(vs) => self.virtual_service(vs),
+            Spec::EnvoyFilter(filter) => self.patches(filter),
             Spec::DestinationRule(rule) => self.destination_rule(rule),
             Spec::IstioGateway(gateway) => self.gateway(gateway),
             Spec::Ingress(ingress) => self.ingress(ingress),
