@@ -92,6 +92,7 @@ def allocated_addresses(world):
         equal(sorted(listeners), sorted(f"{ips[0]}_9000" for ips in addresses), "listeners")
         seen.append(addresses)
         if not number:
+            mesh.process.may_end = True
             mesh.process.close()
             mesh.start()
     equal(seen[0], seen[1], "addresses after a restart")
