@@ -17,6 +17,8 @@ import time
 
 import grpc
 
+import forward_proxy
+
 TLS_HANDSHAKE = b"\x16"  # the first byte of a ClientHello
 
 
@@ -63,6 +65,10 @@ class Backends:
     def tcp(self, namespace, name, ip, port):
         """Answers each line with its own name before it."""
         self._serve(namespace, ip, port, lambda r, w: self._tcp(name, r, w), None)
+
+    def forward_proxy(self, namespace, ip, port):
+        """Opens tunnels."""
+        self._serve(namespace, ip, port, lambda r, w: forward_proxy.serve(namespace, r, w), None)
 
     def grpc(self, namespace, name, ip, port):
         """Answers every unary call with its request."""

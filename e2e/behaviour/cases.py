@@ -16,21 +16,21 @@ _METHODS = ("get", "head", "post", "put", "delete", "patch", "options")
 _CASE_KEYS = {"about", "positions", "mesh", "objects", "requests", "steps", "objects_invalid", "finding", "differs_from_istio", "patience",
               "under_load", "envoy_only"}
 _REQUEST_KEYS = {*_METHODS, "tcp", "grpc", "send", "headers", "body", "times", "timeout", "after", "at", "at_once", "from", "via", "sni", "certificate", "tls_version",
-                 "expect"}
+                 "alpn", "curve", "remember", "expect"}
 # Of several requests that are judged together, which the load is not.
-_NOT_UNDER_LOAD = {"times", "after", "at_once"}
+_NOT_UNDER_LOAD = {"times", "after", "at_once", "remember"}
 _EXPECT_KEYS = {
     "status", "body", "body_contains", "backend", "backends", "within", "headers", "echo", "flags", "details", "calls",
     "mirrored", "took", "grpc_status", "reply_contains", "error",
-    "one_backend", "of", "certificate", "logged", "metrics", "collected",
+    "one_backend", "of", "certificate", "alpn", "logged", "metrics", "counted", "collected",
 }
-_ECHO_KEYS = {"path", "host", "method", "tls", "nth", "headers", "absent"}
+_ECHO_KEYS = {"path", "host", "method", "tls", "nth", "headers", "absent", "like"}
 _TOOK_KEYS = {"at_least", "at_most"}
 _COLLECTED_KEYS = {"log", "entry", "none"}
 _METRIC_KEYS = {"name", "labels", "value", "none"}
 # What is looked at beside an error, and beside several answers that are judged together.
-_BESIDE_ERROR = {"error", "flags", "details", "logged", "metrics", "collected", "calls", "mirrored"}
-_BESIDE_OF = {"of", "flags", "details", "logged", "metrics", "collected", "calls", "mirrored", "backends", "within", "one_backend"}
+_BESIDE_ERROR = {"error", "flags", "details", "logged", "metrics", "counted", "collected", "calls", "mirrored"}
+_BESIDE_OF = {"of", "flags", "details", "logged", "metrics", "counted", "collected", "calls", "mirrored", "backends", "within", "one_backend"}
 
 
 @dataclasses.dataclass
@@ -160,6 +160,7 @@ def wrong(expect, outcome):
         ("backend", echo.get("backend")),
         ("grpc_status", outcome.grpc_status),
         ("certificate", outcome.certificate),
+        ("alpn", outcome.alpn),
     ]
     for key, found in checks:
         if key in expect and expect[key] != found:
@@ -184,6 +185,10 @@ def _wrong_echo(expect, echo):
         found = [piece.strip() for value in headers.get(name, []) for piece in value.split(",")]
         if found != values:
             return f"the backend saw {name}: {found}, expected {values}"
+    for name, pattern in expect.get("like", {}).items():
+        found = ", ".join(headers.get(name, []))
+        if not re.fullmatch(pattern, found):
+            return f"the backend saw {name}: {found!r}, expected {pattern}"
     for name in expect.get("absent", []):
         if name in headers:
             return f"the backend saw {name}: {headers[name]}, expected none"

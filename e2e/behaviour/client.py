@@ -25,6 +25,7 @@ class Outcome:
     grpc_status: int | None = None
     took: float = 0.0
     certificate: str | None = None  # the name that the server proved
+    alpn: str | None = None  # the protocol that it chose
 
     def header(self, name):
         """Its value, several joined as one list; `None`: not there."""
@@ -47,6 +48,8 @@ class Tls:
     name: str
     files: list | None = None  # of its certificate and key
     version: str | None = None  # the only one that it speaks
+    protocols: list | None = None  # that it offers
+    curve: str | None = None  # the only one for the key exchange
 
     def wrap(self, raw):
         context = ssl.create_default_context()
@@ -55,6 +58,10 @@ class Tls:
             context.load_cert_chain(*self.files)
         if self.version:
             context.minimum_version = context.maximum_version = ssl.TLSVersion[f"TLSv{self.version.replace('.', '_')}"]
+        if self.protocols:
+            context.set_alpn_protocols(self.protocols)
+        if self.curve:
+            context.set_ecdh_curve(self.curve)
         return context.wrap_socket(raw, server_hostname=self.name)
 
 
@@ -93,12 +100,12 @@ def http_request(namespace, address, method, target, host, headers, body=None, t
     """One request on a connection of its own, in clear text or TLS."""
 
     def act():
-        raw, proven = _connect(namespace, address, timeout), None
+        raw, proven, chosen = _connect(namespace, address, timeout), None, None
         try:
             if tls is not None:
                 try:
                     raw = tls.wrap(raw)
-                    proven = _proven(raw)
+                    proven, chosen = _proven(raw), raw.selected_alpn_protocol()
                 except (ConnectionError, EOFError) as error:
                     return Outcome(error="tls", body=repr(error))
             connection = http.client.HTTPConnection(*address)
@@ -111,7 +118,7 @@ def http_request(namespace, address, method, target, host, headers, body=None, t
             connection.endheaders(body.encode() if body is not None else None)
             response = connection.getresponse()
             text = response.read().decode("utf-8", "replace")
-            return Outcome(response.status, response.getheaders(), text, certificate=proven)
+            return Outcome(response.status, response.getheaders(), text, certificate=proven, alpn=chosen)
         finally:
             raw.close()
 

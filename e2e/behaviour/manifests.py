@@ -4,6 +4,8 @@ import json
 
 import yaml
 
+import forward_proxy
+
 SYSTEM, SHOP, OTHER = "istio-system", "shop", "other"
 CONTROL_IP = "10.77.0.1"
 APP_PORT = 8080
@@ -31,6 +33,8 @@ BACKENDS = [
     ("collector", SHOP, "collector", "v1", "10.77.2.43"),
     # Tokens of the cases name this address: it is signed.
     ("keys", SHOP, "keys", "v1", "10.77.2.42"),
+    ("tunnel", SHOP, "tunnel", "v1", "10.77.2.44"),
+    ("tunnel-h2", SHOP, "tunnel-h2", "v1", "10.77.2.45"),
 ]
 EXTERNAL = ("ext", "10.77.2.11")
 HEADLESS = "headless"
@@ -66,6 +70,8 @@ SERVICES = [
     ("collector", SHOP, COLLECTOR_PORT, "grpc", COLLECTOR_PORT),
     ("gw-api-istio", SHOP, 80, "http", 80),
     ("keys", SHOP, APP_PORT, "http", APP_PORT),
+    ("tunnel", SHOP, forward_proxy.PORT, "tcp", forward_proxy.PORT),
+    ("tunnel-h2", SHOP, forward_proxy.PORT, "http2", forward_proxy.PORT),
 ]
 
 
@@ -133,12 +139,13 @@ def authorizers():
 
 
 def collectors():
-    """Extension providers of access logs: over gRPC for requests and for connections, and OpenTelemetry."""
+    """Extension providers of access logs, over gRPC for requests and for connections, and OpenTelemetry; and of traces."""
     place = {"service": f"{SHOP}/{fqdn('collector', SHOP)}", "port": COLLECTOR_PORT}
     als = {**place, "logName": "als", "additionalRequestHeadersToLog": ["x-case"], "additionalResponseHeadersToLog": ["x-answer"]}
     labels = {"case": "%REQ(X-CASE)%", "code": "%RESPONSE_CODE%", "request": {"path": "%REQ(:PATH)%", "method": "%REQ(:METHOD)%"}}
     otel = {**place, "logName": "otel", "logFormat": {"text": "%REQ(:METHOD)% %RESPONSE_CODE%", "labels": labels}}
-    return [{"name": "als", "envoyHttpAls": als}, {"name": "tcp-als", "envoyTcpAls": {**place, "logName": "tcp-als"}}, {"name": "otel", "envoyOtelAls": otel}]
+    traces = {"name": "traces", "opentelemetry": place}
+    return [traces, {"name": "als", "envoyHttpAls": als}, {"name": "tcp-als", "envoyTcpAls": {**place, "logName": "tcp-als"}}, {"name": "otel", "envoyOtelAls": otel}]
 
 
 def world(settings=None):

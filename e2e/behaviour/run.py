@@ -147,12 +147,13 @@ class Runner:
         expect, case = request["expect"], f"{self.case.name}/{uuid.uuid4()}"
         outcomes = []
         time.sleep(seconds(request.get("after", "0s")))
+        before = self.world.counters(self.seen_by(position)) if "counted" in expect else {}
         for outcome in self.answers(request, position, case):
             why = cases.wrong(expect, outcome)
             if why:
                 raise Failed(f"{cases.method_and_url(request)}: {why}")
             outcomes.append(outcome)
-        why = cases.wrong_shares(expect, outcomes) or self.wrong_calls(expect, case) or self.wrong_log(expect, position, case) or self.wrong_metrics(expect, position, case) or self.wrong_entries(expect, case)
+        why = cases.wrong_shares(expect, outcomes) or self.wrong_calls(expect, case) or self.wrong_log(expect, position, case) or self.wrong_metrics(expect, position, case) or self.wrong_counters(expect, position, before) or self.wrong_entries(expect, case)
         if why:
             raise Failed(f"{cases.method_and_url(request)}: {why}")
 
@@ -161,7 +162,22 @@ class Runner:
         if "at_once" in request:
             with concurrent.futures.ThreadPoolExecutor(request["at_once"]) as pool:
                 return list(pool.map(lambda _: self.send(request, position, case), range(request["at_once"])))
-        return (self.send(request, position, case) for _ in range(request.get("times", 1)))
+        return self.one_by_one(request, position, case)
+
+    def one_by_one(self, request, position, case):
+        """What the first answer says in the header that is to be remembered is said again in those that follow."""
+        kept, name = {}, request.get("remember")
+        for _ in range(request.get("times", 1)):
+            outcome = self.send({**request, "headers": {**request.get("headers", {}), **kept}}, position, case)
+            if name and not kept and (value := outcome.header(name)):
+                kept = {"cookie": value.split(";")[0]} if name == "set-cookie" else {name: value}
+            yield outcome
+        if name and not kept:
+            raise Failed(f"no answer holds {name}")
+
+    def seen_by(self, position):
+        """The proxy in question."""
+        return "guarded" if position == "inbound" else self.proxy(position, {})
 
     def send(self, request, position, case):
         method, url = cases.method_and_url(request)
@@ -217,7 +233,7 @@ class Runner:
         wanted = {k: expect[k] for k in ("flags", "details") if k in expect}
         if not wanted:
             return None
-        name = "guarded" if position == "inbound" else self.proxy(position, {})
+        name = self.seen_by(position)
         end, lines = time.monotonic() + 3.0, []
         while time.monotonic() < end:
             lines = self.world.proxies[name].lines(case)
@@ -240,11 +256,23 @@ class Runner:
                 return f"collector {wanted['log']}: expected {'none' if wanted.get('none') else 'some'} like {fields}, found {found}; the last is {self.world.collector.last(wanted['log'])}"
         return None
 
+    def wrong_counters(self, expect, position, before):
+        """By how much counters of the proxy in question grew."""
+        end = time.monotonic() + 2.0
+        while True:
+            now = self.world.counters(self.seen_by(position)) if "counted" in expect else {}
+            found = {name: now.get(name, 0) - before.get(name, 0) for name in expect.get("counted", {})}
+            if found == expect.get("counted", {}):
+                return None
+            if time.monotonic() > end:
+                return f"counters: expected {expect['counted']}, found {found}"
+            time.sleep(0.1)
+
     def wrong_metrics(self, expect, position, case):
         """Istio's metrics of the proxy in question: only our own has them, the filter that makes them is not in a stock Envoy."""
         if "metrics" not in expect or "ours" not in self.world.flavour:
             return None
-        name, end = "guarded" if position == "inbound" else self.proxy(position, {}), time.monotonic() + 2.0
+        name, end = self.seen_by(position), time.monotonic() + 2.0
         while True:
             page = self.world.metrics(name)
             why = [w for w in (cases.wrong_metric(m, case, page) for m in expect["metrics"]) if w]
@@ -254,7 +282,7 @@ class Runner:
 
     def wrong_lines(self, wanted, position, case):
         """How many lines the access log has of a request; one too many would come by then."""
-        name = "guarded" if position == "inbound" else self.proxy(position, {})
+        name = self.seen_by(position)
         end = time.monotonic() + 3.0
         while len(self.world.proxies[name].lines(case)) < max(wanted, 1) and time.monotonic() < end:
             if not wanted and end - time.monotonic() < 2.3:

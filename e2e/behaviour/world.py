@@ -14,6 +14,7 @@ import authorizer
 import certificates
 import client
 import collector
+import forward_proxy
 import issuer
 import manifests
 import names
@@ -97,6 +98,8 @@ class World:
                 backends.also(self.collector.serve(self.namespace, ip, manifests.COLLECTOR_PORT))
             elif name == "keys":
                 issuer.http(backends, self.namespace, name, ip, APP_PORT)
+            elif name in ("tunnel", "tunnel-h2"):
+                backends.forward_proxy(self.namespace, ip, forward_proxy.PORT)
             elif app == "tcp":
                 backends.tcp(self.namespace, name, ip, 9000)
             else:
@@ -221,6 +224,12 @@ class World:
         """The metrics of a proxy, in Prometheus's text form."""
         return client.http_request(self.pods[name], ("127.0.0.1", 15000), "GET", "/stats/prometheus", "localhost", []).body
 
+    def counters(self, name):
+        """The counters and gauges of a proxy, by Envoy's names."""
+        text = client.http_request(self.pods[name], ("127.0.0.1", 15000), "GET", "/stats", "localhost", []).body
+        pairs = (line.rsplit(": ", 1) for line in text.splitlines() if ": " in line)
+        return {name: int(value) for name, value in pairs if value.isdigit()}
+
     def findings(self):
         return self._page("/debug/configz").body
 
@@ -258,7 +267,7 @@ class World:
             return None
         pair = request.get("certificate")
         files = pair and [str(self.folder / "certs" / f"{pair}.{ending}") for ending in ("crt", "key")]
-        return client.Tls(name, files, request.get("tls_version"))
+        return client.Tls(name, files, request.get("tls_version"), request.get("alpn"), request.get("curve"))
 
     def send(self, position, method, scheme, host, port, path, headers, body=None, timeout=10.0, tls=None):
         """A request over HTTP/1.1 from this position."""

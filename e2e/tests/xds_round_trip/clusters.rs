@@ -130,8 +130,15 @@ pub fn clusters() -> Vec<Cluster> {
         enforcing: [1, 2, 3],
         always_eject_one: true,
         max_jitter: seconds(1),
-        success_rate: Some((1, 2, 3, 4)),
-        failure_percentage: Some((5, 6, 7, 8)),
+        success_rate: Some(SuccessRate {
+            stdev_factor: 3,
+            judged: Judged { minimum_hosts: 1, request_volume: 2, enforcing: [4, 5] },
+        }),
+        failure_percentage: Some(FailurePercentage {
+            threshold: 5,
+            judged: Judged { minimum_hosts: 6, request_volume: 7, enforcing: [8, 9] },
+        }),
+        http_errors: vec![429, 503],
         ..OutlierDetection::default()
     });
     let check = |kind| HealthCheck {

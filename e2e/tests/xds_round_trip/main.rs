@@ -292,6 +292,8 @@ fn manager(routes: RouteSource) -> HttpManager {
             tag("f", TagValue::Format("%PROTOCOL%".into())),
         ],
         max_path_tag: 100,
+        no_context_propagation: true,
+        request_id: RequestIdTracing { decides: false, marks: true },
     });
     m.server_name = Some("istio-envoy".into());
     m.server_header = ServerHeader::PassThrough;
@@ -415,7 +417,7 @@ fn listener() -> Listener {
     tcp.max_connection_duration = Some(seconds(1));
     tcp.max_connect_attempts = 3;
     tcp.hash = vec![HashSource::SourceIp, HashSource::FilterState("k".into())];
-    tcp.tunnel_hostname = Some("t:80".into());
+    tcp.tunnel = Some(TcpTunnel { hostname: "t:80".into(), post_path: Some("/x".into()) });
     tcp.access_log = logs();
     Listener {
         name: "l".into(),

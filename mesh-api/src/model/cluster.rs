@@ -255,12 +255,55 @@ pub struct OutlierDetection {
     pub always_eject_one: bool,
     /// Jitter added to the ejection time.
     pub max_jitter: Duration,
-    /// Success-rate detection: (min hosts, request volume, stdev factor / 1000, enforcing percent).
-    pub success_rate: Option<(u32, u32, u32, u32)>,
-    /// Failure-percentage detection: (threshold, min hosts, request volume, enforcing percent).
-    pub failure_percentage: Option<(u32, u32, u32, u32)>,
+    /// Success-rate detection.
+    pub success_rate: Option<SuccessRate>,
+    /// Failure-percentage detection.
+    pub failure_percentage: Option<FailurePercentage>,
     /// Statuses that count as errors instead of 5xx; empty: 5xx.
-    pub http_errors: Vec<(u16, u16)>,
+    pub http_errors: Vec<u16>,
+}
+
+/// Ejects whoever succeeds less often than the others do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct SuccessRate {
+    /// Multiple of the standard deviation below the mean that makes an outlier, in thousandths.
+    pub stdev_factor: u32,
+    /// Who may be judged.
+    pub judged: Judged,
+}
+
+/// Ejects whoever fails too large a share of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct FailurePercentage {
+    /// The share in percent from which on an endpoint is an outlier.
+    pub threshold: u32,
+    /// Who may be judged.
+    pub judged: Judged,
+}
+
+/// What it takes to be judged by a rate, and what follows from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Judged {
+    /// Nobody is judged unless so many endpoints had enough requests.
+    pub minimum_hosts: u32,
+    /// Requests within an interval that are enough.
+    pub request_volume: u32,
+    /// Share in percent in which a detection is enforced: answers of the upstream, and (when split) local failures.
+    pub enforcing: [u32; 2],
+}
+
+impl SuccessRate {
+    /// Envoy's numbers, enforced as `enforcing` says.
+    pub const fn enforced(enforcing: [u32; 2]) -> Self {
+        Self { stdev_factor: 1900, judged: Judged { minimum_hosts: 5, request_volume: 100, enforcing } }
+    }
+}
+
+impl FailurePercentage {
+    /// Envoy's numbers, enforced as `enforcing` says.
+    pub const fn enforced(enforcing: [u32; 2]) -> Self {
+        Self { threshold: 85, judged: Judged { minimum_hosts: 5, request_volume: 50, enforcing } }
+    }
 }
 
 impl Default for OutlierDetection {

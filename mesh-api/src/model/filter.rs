@@ -527,12 +527,21 @@ pub struct TcpProxy {
     pub max_connect_attempts: u32,
     /// Hash for consistent balancers (only `SourceIp` and `FilterState` occur).
     pub hash: Vec<HashSource>,
-    /// Tunnel through HTTP CONNECT to this authority.
-    pub tunnel_hostname: Option<Name>,
+    /// Through a forward proxy, which the cluster is (`tunneling_config`).
+    pub tunnel: Option<TcpTunnel>,
     /// Logs, one entry a connection.
     pub access_log: Vec<AccessLog>,
     /// Metadata of endpoints to prefer (not used by Istio).
     pub metadata_match: Metadata,
+}
+
+/// What a forward proxy is asked for (`TunnelingConfig`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TcpTunnel {
+    /// Where the tunnel leads, `host:port`.
+    pub hostname: Name,
+    /// `POST` to this path instead of `CONNECT`.
+    pub post_path: Option<Name>,
 }
 
 impl TcpProxy {
@@ -545,7 +554,7 @@ impl TcpProxy {
             max_connection_duration: None,
             max_connect_attempts: 1,
             hash: vec![],
-            tunnel_hostname: None,
+            tunnel: None,
             access_log: vec![],
             metadata_match: Metadata::new(),
         }

@@ -129,6 +129,26 @@ pub struct Tracing {
     pub tags: Vec<CustomTag>,
     /// Longest path in tags, bytes.
     pub max_path_tag: u32,
+    /// Upstreams are not told of our span (`no_context_propagation`).
+    pub no_context_propagation: bool,
+    /// What the request id has to do with it.
+    pub request_id: RequestIdTracing,
+}
+
+/// `envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RequestIdTracing {
+    /// Requests without trace context are sampled by their `x-request-id`: as it says, else by its number. Otherwise all
+    /// are.
+    pub decides: bool,
+    /// The decision is written into the id (its 13th digit), for those who come after.
+    pub marks: bool,
+}
+
+impl Default for RequestIdTracing {
+    fn default() -> Self {
+        Self { decides: true, marks: true }
+    }
 }
 
 /// Where spans go.

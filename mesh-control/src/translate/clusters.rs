@@ -25,7 +25,7 @@ use super::{
     destination_rule::{Policy, original_dst},
     dynamic_dns,
     endpoints::Target,
-    locality::Place,
+    locality::{self, Place},
     tls::{self, Origination},
     translator::Request,
 };
@@ -316,10 +316,11 @@ impl<'a> Builder<'a> {
     }
 
     fn zone_aware(&self, cluster: &mut Cluster) {
-        let own = self.target.policy.lb.and_then(|l| l.zone_aware_lb_setting.as_ref());
-        if let Some(zone) = own.filter(|z| z.enabled != Some(false)) {
+        if let Some(zone) = locality::zone_aware(self.index.mesh(), self.service(), self.target.policy.lb) {
             let min_cluster_size = u64::from(zone.min_cluster_size.unwrap_or(6));
-            cluster.lb_common.zone_aware = Some(ZoneAware { enabled: Fraction::ALWAYS, min_cluster_size });
+            // Without a word a proxy that knows its own zone would go by it.
+            let enabled = if zone.enabled == Some(false) { Fraction(0) } else { Fraction::ALWAYS };
+            cluster.lb_common.zone_aware = Some(ZoneAware { enabled, min_cluster_size });
             cluster.lb_common.locality_weighted = false;
         }
     }

@@ -12,7 +12,9 @@ use mesh_api::{
         Warmup,
     },
     meshconfig::MeshConfig,
-    model::{self, CircuitBreakers, Cluster, Discovery, Fraction, HttpVersionChoice, LbPolicy, SlowStart},
+    model::{
+        self, CircuitBreakers, Cluster, Discovery, FailurePercentage, Fraction, HttpVersionChoice, LbPolicy, SlowStart,
+    },
 };
 
 use crate::index::Protocol;
@@ -46,6 +48,10 @@ impl<'a> Policy<'a> {
         }
         out.layer(rule.and_then(|r| r.traffic_policy.as_ref()), port);
         out.layer(subset.and_then(|s| s.traffic_policy.as_ref()), port);
+        if let Some(subset) = subset {
+            // A tunnel of the rule is not one of its subsets.
+            out.tunnel = subset.traffic_policy.as_ref().and_then(|p| p.tunnel.as_ref());
+        }
         out
     }
 
@@ -114,7 +120,8 @@ impl<'a> Policy<'a> {
             cluster.http.max_requests_per_connection = positive(http.max_requests_per_connection);
         }
         if let Some(budget) = self.retry_budget {
-            limits.retry_budget = Some((budget.percent.unwrap_or(20.0), budget.min_retry_concurrency.unwrap_or(3)));
+            let least = budget.min_retry_concurrency.filter(|n| *n > 0).unwrap_or(3);
+            limits.retry_budget = Some((budget.percent.unwrap_or(20.0), least));
         }
         cluster.circuit_breakers = [limits, CircuitBreakers::default()];
         let idle = http.and_then(|h| h.idle_timeout).or_else(|| tcp.and_then(|t| t.idle_timeout));
@@ -170,8 +177,13 @@ impl<'a> Policy<'a> {
         if let Some(n) = outlier.consecutive_local_origin_failures.filter(|n| out.split_local_origin && *n > 0) {
             out.consecutive_local_origin = n;
         }
-        out.http_errors =
-            outlier.outlier_detection_http_error_codes.iter().map(|c| (*c, c.saturating_add(1))).collect();
+        if let Some(threshold) = outlier.failure_percentage_threshold {
+            // As with errors in a row, zero is off. Hosts and volumes are Envoy's. Local failures are failures too, apart
+            // when they are split off.
+            let detection = FailurePercentage::enforced([enforced(threshold); 2]);
+            out.failure_percentage = Some(FailurePercentage { threshold, ..detection });
+        }
+        out.http_errors.clone_from(&outlier.outlier_detection_http_error_codes);
         cluster.outlier = Some(out);
         // With few pods a service the default of 50 % would send traffic to known bad ones.
         let healthy = outlier.min_health_percent.unwrap_or(0).max(0);
@@ -308,7 +320,25 @@ mod tests {
         assert_eq!((c.connect_timeout, c.http.version), (Duration::from_millis(30), HttpVersionChoice::Http2));
         let outlier = c.outlier.unwrap();
         assert_eq!((outlier.consecutive_5xx, outlier.enforcing), (0, [0, 100, 100]));
+        assert_eq!(outlier.failure_percentage, None);
         assert_eq!(c.lb, LbPolicy::RingHash { minimum: 5, maximum: 8 << 20 });
         assert_eq!(c.lb_common.panic_threshold, Fraction(0));
+    }
+
+    #[test]
+    fn failure_percentages_and_own_errors() {
+        let mesh = MeshConfig::default();
+        let outlier = |spec: &str| {
+            let rule = rule(&format!("host: a\ntrafficPolicy: {{outlierDetection: {spec}}}\n"));
+            let mut c = Cluster::new("c", Discovery::Eds { service: "".into() });
+            Policy::of(&mesh, Some(&rule), None, 80).apply_outlier(&mut c);
+            c.outlier.unwrap()
+        };
+        let on = outlier("{failurePercentageThreshold: 40, outlierDetectionHttpErrorCodes: [429, 503]}");
+        let judged = FailurePercentage::enforced([100, 100]).judged;
+        assert_eq!(on.failure_percentage, Some(FailurePercentage { threshold: 40, judged }));
+        assert_eq!(on.http_errors, [429, 503]);
+        let off = outlier("{failurePercentageThreshold: 0}").failure_percentage.unwrap();
+        assert_eq!(off.judged.enforcing, [0, 0]);
     }
 }

@@ -12,7 +12,7 @@ use mesh_api::{
         HttpFilter, HttpFilterKind, HttpManager, JwtAuthn, LogFilter, Metadata, Name, NetworkFilter, PeerMetadata,
         RouteSource, RouterFilter, ServerHeader, TcpProxy, Upgrade,
     },
-    names::{BLACK_HOLE_CLUSTER, PASSTHROUGH_CLUSTER},
+    names::BLACK_HOLE_CLUSTER,
 };
 
 use super::{
@@ -185,6 +185,10 @@ impl ChainEnv<'_> {
         if self.native && self.class != Class::Inbound {
             out.push(named(names::ALPN, HttpFilterKind::IstioAlpn));
         }
+        if self.class != Class::Inbound {
+            // Routes say which sessions there are.
+            out.push(named(names::SESSION, HttpFilterKind::StatefulSession(None)));
+        }
         out.push(named(names::FAULT, HttpFilterKind::Fault(Default::default())));
         out.push(named(names::CORS, HttpFilterKind::Cors));
         if self.native {
@@ -219,10 +223,10 @@ impl ChainEnv<'_> {
         out
     }
 
-    /// Where connections to unknown destinations end.
-    pub fn unknown_destination(&self, pass: bool) -> Vec<NetworkFilter> {
-        let cluster = if pass { PASSTHROUGH_CLUSTER } else { BLACK_HOLE_CLUSTER };
-        self.tcp(TcpProxy::to(cluster, cluster))
+    /// Where connections to unknown destinations end; `None`: nowhere.
+    pub fn unknown_destination(&self, cluster: Option<&Name>) -> Vec<NetworkFilter> {
+        let cluster = cluster.cloned().unwrap_or_else(|| BLACK_HOLE_CLUSTER.into());
+        self.tcp(TcpProxy::to(cluster.clone(), cluster))
     }
 
     /// Logs of the listener itself: connections that no chain fits.

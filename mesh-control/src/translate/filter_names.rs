@@ -18,6 +18,8 @@ pub const EXT_AUTHZ: &str = "envoy.filters.http.ext_authz";
 pub const GRPC_STATS: &str = "envoy.filters.http.grpc_stats";
 /// Translates gRPC-Web.
 pub const GRPC_WEB: &str = "envoy.filters.http.grpc_web";
+/// Sticky sessions.
+pub const SESSION: &str = "envoy.filters.http.stateful_session";
 /// Istio's ALPN override.
 pub const ALPN: &str = "istio.alpn";
 /// Istio's statistics.

@@ -22,7 +22,7 @@ use mesh_api::{
 use super::{
     filter_names,
     gateway_api::{Reference, RouteEntry, RouteSpec, is_granted},
-    rule_parts,
+    rule_parts, session,
     virtual_service::{Destinations, UNKNOWN_SERVICE, operation},
 };
 use crate::index::{Index, ServiceKey};
@@ -72,6 +72,11 @@ pub fn in_order(mut ranked: Vec<Ranked>) -> Vec<Route> {
 pub fn rules(entry: &RouteEntry, env: &RouteEnv<'_>) -> Vec<Ranked> {
     let config: Name = entry.object.key.config_path().into();
     let name = &entry.object.key.name;
+    // What makes a rule this one and no other.
+    let rule_key = |rule: &str, i: usize| match rule {
+        "" => format!("{config}/{i}"),
+        named => format!("{config}/{named}"),
+    };
     let mut out = Vec::new();
     let mut add = |rule: Rule<'_>, matches: Vec<(RouteMatch, Rank)>| {
         for (i, (m, rank)) in matches.into_iter().enumerate() {
@@ -85,13 +90,14 @@ pub fn rules(entry: &RouteEntry, env: &RouteEnv<'_>) -> Vec<Ranked> {
     };
     match &entry.spec {
         RouteSpec::Http(spec) => {
-            for r in &spec.rules {
+            for (i, r) in spec.rules.iter().enumerate() {
                 let rule = Rule {
                     name: &r.name,
                     filters: &r.filters,
                     backends: &r.backend_refs,
                     timeouts: r.timeouts.as_ref(),
                     retry: r.retry.as_ref(),
+                    session: r.session_persistence.as_ref().map(|s| session::filter(s, &rule_key(&r.name, i))),
                 };
                 let any = [HttpRouteMatch::default()];
                 let all = if r.matches.is_empty() { &any[..] } else { &r.matches };
@@ -99,9 +105,15 @@ pub fn rules(entry: &RouteEntry, env: &RouteEnv<'_>) -> Vec<Ranked> {
             }
         }
         RouteSpec::Grpc(spec) => {
-            for r in &spec.rules {
-                let rule =
-                    Rule { name: &r.name, filters: &r.filters, backends: &r.backend_refs, timeouts: None, retry: None };
+            for (i, r) in spec.rules.iter().enumerate() {
+                let rule = Rule {
+                    name: &r.name,
+                    filters: &r.filters,
+                    backends: &r.backend_refs,
+                    timeouts: None,
+                    retry: None,
+                    session: r.session_persistence.as_ref().map(|s| session::filter(s, &rule_key(&r.name, i))),
+                };
                 let any = [GrpcRouteMatch::default()];
                 let all = if r.matches.is_empty() { &any[..] } else { &r.matches };
                 add(rule, all.iter().map(grpc_match).collect());
@@ -196,13 +208,14 @@ fn string_matcher(m: &ValueMatch) -> StringMatcher {
 }
 
 /// A rule of either kind of route.
-#[derive(Clone, Copy)]
 struct Rule<'a> {
     name: &'a str,
     filters: &'a [RouteFilter],
     backends: &'a [BackendRef],
     timeouts: Option<&'a RouteTimeouts>,
     retry: Option<&'a RouteRetry>,
+    /// The filter by which its sessions stick.
+    session: Option<(Name, FilterOverride)>,
 }
 
 /// What filters of a rule amount to.
@@ -253,14 +266,14 @@ impl Rule<'_> {
         } else {
             self.forward(entry, &matches, &mut effects, env)
         };
-        let cors = effects.cors.map(|c| FilterOverride::Cors(cors(c)));
+        let cors = effects.cors.map(|c| (Name::from(filter_names::CORS), FilterOverride::Cors(cors(c))));
         Route {
             name: self.name.into(),
             operation: operation(&matches, &action, &entry.object.key.name, env.port),
             matches,
             action,
             headers: effects.headers,
-            filter_overrides: cors.map(|c| (Name::from(filter_names::CORS), c)).into_iter().collect(),
+            filter_overrides: cors.into_iter().chain(self.session.clone()).collect(),
             stat_prefix: "".into(),
             origin: Origin::default(),
             metadata: Metadata::new(),

@@ -250,7 +250,7 @@ impl Builder<'_, '_> {
         };
         // A Sidecar may terminate TLS by itself where the mesh does not.
         let own = port.tls.filter(|_| mode == Mtls::Disable);
-        let own = own.and_then(server_tls::context);
+        let own = own.and_then(|tls| server_tls::context(tls, self.request.index.mesh().tls_defaults.as_ref()));
         let ways = match &own {
             Some(_) => {
                 vec![Way { name: "-tls", transport: "tls", alpn: &[], mtls: false, http: port.protocol.is_http() }]

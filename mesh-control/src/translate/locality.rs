@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use mesh_api::{
-    crd::networking::{LoadBalancer, LocalityDistribute, LocalityFailover},
+    crd::networking::{LoadBalancer, LocalityDistribute, LocalityFailover, ZoneAwareLb},
     labels::{self, Labels},
     meshconfig::MeshConfig,
     model::{self, Locality, LocalityEndpoints, Name},
@@ -34,9 +34,31 @@ pub enum Preference {
         priority: Vec<String>,
         /// Regions to fail over to.
         regions: Vec<LocalityFailover>,
-        /// By locality even though labels are given.
-        both: bool,
+        /// How near localities are, below labels.
+        tiers: Tiers,
     },
+}
+
+/// What of localities makes some nearer than others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tiers {
+    /// Nothing: labels alone do.
+    None,
+    /// Sub-zone, zone and region.
+    Locality,
+    /// The region: within it the proxy balances zones itself.
+    Region,
+}
+
+/// The zone-aware setting that holds: the rule's, or the mesh's where neither rule nor service say anything of localities.
+pub fn zone_aware<'a>(
+    mesh: &'a MeshConfig,
+    service: &Service,
+    lb: Option<&'a LoadBalancer>,
+) -> Option<&'a ZoneAwareLb> {
+    let said = lb.is_some_and(|l| l.locality_lb_setting.is_some()) || service.prefer_near.is_some();
+    let of_mesh = || mesh.zone_aware_lb_setting.as_ref().filter(|_| !said);
+    lb.and_then(|l| l.zone_aware_lb_setting.as_ref()).or_else(of_mesh)
 }
 
 /// The facts of a proxy that a cluster's endpoints depend on.
@@ -56,12 +78,14 @@ impl Preference {
     /// What the rule, the service and the mesh say. `detects`: there is outlier detection; without it the proxy would
     /// never leave the nearest endpoints.
     pub fn of(mesh: &MeshConfig, service: &Service, lb: Option<&LoadBalancer>, detects: bool) -> Self {
-        if let Some(zone) = lb.and_then(|l| l.zone_aware_lb_setting.as_ref()).filter(|z| z.enabled != Some(false)) {
-            let chosen = !zone.failover.is_empty() || !zone.failover_priority.is_empty();
-            return if detects && chosen {
-                Self::failover(&zone.failover_priority, &zone.failover)
-            } else {
-                Self::None
+        if let Some(zone) = zone_aware(mesh, service, lb) {
+            if zone.enabled == Some(false) {
+                return Self::None;
+            }
+            return Self::Failover {
+                priority: zone.failover_priority.clone(),
+                regions: zone.failover.clone(),
+                tiers: Tiers::Region,
             };
         }
         let own = lb.and_then(|l| l.locality_lb_setting.as_ref());
@@ -72,7 +96,7 @@ impl Preference {
             if near == Nearness::Node {
                 priority.push(HOSTNAME.into());
             }
-            return Self::Failover { priority, regions: vec![], both: false };
+            return Self::Failover { priority, regions: vec![], tiers: Tiers::None };
         }
         let Some(setting) = own.or(mesh.locality_lb_setting.as_ref()) else {
             return if detects { Self::failover(&[], &[]) } else { Self::None };
@@ -89,8 +113,8 @@ impl Preference {
     }
 
     fn failover(priority: &[String], regions: &[LocalityFailover]) -> Self {
-        let both = priority.is_empty() || !regions.is_empty();
-        Self::Failover { priority: priority.to_vec(), regions: regions.to_vec(), both }
+        let tiers = if priority.is_empty() || !regions.is_empty() { Tiers::Locality } else { Tiers::None };
+        Self::Failover { priority: priority.to_vec(), regions: regions.to_vec(), tiers }
     }
 
     /// Weights of localities matter, not only those of endpoints.
@@ -108,9 +132,13 @@ impl Preference {
         match self {
             Self::None => {}
             Self::Distribute(_) => out.locality = Some(view.locality.clone()),
-            Self::Failover { priority, both, .. } => {
+            Self::Failover { priority, tiers, .. } => {
                 out.labels = priority.iter().map(|p| proxy_value(view, p)).collect();
-                out.locality = both.then(|| view.locality.clone());
+                out.locality = match tiers {
+                    Tiers::None => None,
+                    Tiers::Locality => Some(view.locality.clone()),
+                    Tiers::Region => Some(Locality { region: view.locality.region.clone(), ..Locality::default() }),
+                };
             }
         }
         out
@@ -122,13 +150,15 @@ impl Preference {
         match self {
             Self::None => groups.into_iter().map(|g| g.finish(0)).collect(),
             Self::Distribute(rules) => distribute(&here, rules, groups),
-            Self::Failover { priority, regions, both } => {
+            Self::Failover { priority, regions, tiers } => {
                 let mut ranked = by_labels(priority, &place.labels, groups);
-                if *both {
-                    for (rank, group) in &mut ranked {
-                        // At most five ranks by locality, below those by labels.
-                        *rank = *rank * 5 + distance(&here, &group.locality, regions);
-                    }
+                for (rank, group) in &mut ranked {
+                    // At most five ranks by locality, below those by labels.
+                    *rank = match tiers {
+                        Tiers::None => *rank,
+                        Tiers::Locality => *rank * 5 + distance(&here, &group.locality, regions),
+                        Tiers::Region => *rank * 5 + region_distance(&here, &group.locality, regions),
+                    };
                 }
                 compact(ranked)
             }
@@ -255,6 +285,17 @@ fn distance(here: &Locality, there: &Locality, failover: &[LocalityFailover]) ->
     }
 }
 
+/// 0: the same region, 1: where failover goes, 2: elsewhere.
+fn region_distance(here: &Locality, there: &Locality, failover: &[LocalityFailover]) -> u32 {
+    if here.region == there.region {
+        return 0;
+    }
+    match failover.iter().find(|f| f.from == *here.region) {
+        Some(f) if f.to == *there.region => 1,
+        _ => 2,
+    }
+}
+
 /// Ranks to priorities without gaps, near ones first.
 fn compact(mut ranked: Vec<(u32, Group)>) -> Vec<LocalityEndpoints> {
     ranked.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.locality.cmp(&b.1.locality)));
@@ -313,4 +354,44 @@ fn distribute(here: &Locality, rules: &[LocalityDistribute], groups: Vec<Group>)
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::translate::testing::World;
+
+    fn service(annotations: &str) -> World {
+        World::new(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop{annotations}}}\nspec: {{clusterIP: 10.1.0.1, ports: [{{name: http, port: 80}}]}}\n"
+        ))
+    }
+
+    #[test]
+    fn zone_awareness_of_the_mesh_holds_where_nobody_else_speaks_of_localities() {
+        let mesh: MeshConfig = serde_saphyr::from_str("zoneAwareLbSetting: {minClusterSize: 3}").unwrap();
+        let size = |annotations: &str, lb: Option<&str>| {
+            let world = service(annotations);
+            let entry = world.index().service("web.shop.svc.cluster.local", "shop").unwrap();
+            let lb: Option<LoadBalancer> = lb.map(|lb| serde_saphyr::from_str(lb).unwrap());
+            zone_aware(&mesh, entry.service.arc(), lb.as_ref()).map(|z| z.min_cluster_size)
+        };
+        assert_eq!(size("", None), Some(Some(3)));
+        assert_eq!(size("", Some("{simple: RANDOM}")), Some(Some(3)));
+        assert_eq!(size("", Some("{zoneAwareLbSetting: {}}")), Some(None), "replaced as a whole");
+        assert_eq!(size("", Some("{localityLbSetting: {enabled: false}}")), None);
+        let near = ", annotations: {networking.istio.io/traffic-distribution: PreferClose}";
+        assert_eq!(size(near, None), None);
+    }
+
+    #[test]
+    fn regions_are_apart_zones_are_not() {
+        let here = Locality { region: "eu".into(), zone: "a".into(), sub_zone: "1".into() };
+        let at = |region: &str, zone: &str| Locality { region: region.into(), zone: zone.into(), ..here.clone() };
+        let to = [LocalityFailover { from: "eu".into(), to: "us".into() }];
+        let rank = |there: &Locality| region_distance(&here, there, &to);
+        assert_eq!((rank(&at("eu", "a")), rank(&at("eu", "b"))), (0, 0));
+        assert_eq!((rank(&at("us", "a")), rank(&at("asia", "a"))), (1, 2));
+        assert_eq!(region_distance(&here, &at("us", "a"), &[]), 2);
+    }
 }

@@ -34,6 +34,7 @@ pub mod scope;
 mod secret_access;
 pub mod secrets;
 pub mod server_tls;
+pub mod session;
 pub mod sidecar_routes;
 pub mod status;
 pub mod tcp_routes;

@@ -7,7 +7,6 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use indexmap::IndexMap;
 use mesh_api::{
     crd::networking::CaptureMode,
-    meshconfig::OutboundPolicyMode,
     model::{
         Address, CidrRange, FilterChain, FilterChainMatch, Listener, ListenerFilter, Metadata, Name, NetworkFilter,
         Origin, RouteSource, TrafficDirection,
@@ -97,7 +96,7 @@ pub fn listeners(request: Request<'_>, env: &ChainEnv<'_>) -> Vec<Listener> {
         lookups: Lookups(request),
         attached: Attached::every(request.index),
         slots: IndexMap::new(),
-        pass: passes(request),
+        unknown: sidecar_routes::elsewhere(request, 0),
         any: wildcard(request.view),
     };
     for egress in request.scope.egress() {
@@ -106,10 +105,6 @@ pub fn listeners(request: Request<'_>, env: &ChainEnv<'_>) -> Vec<Listener> {
     out.extend(builder.finish());
     out.extend(http_proxy(request, env));
     out
-}
-
-fn passes(request: Request<'_>) -> bool {
-    request.scope.outbound_mode(request.index) != OutboundPolicyMode::RegistryOnly
 }
 
 /// Receives what redirection captured and hands it to the listener of its destination.
@@ -128,8 +123,12 @@ fn virtual_outbound(request: Request<'_>, env: &ChainEnv<'_>) -> Listener {
     // Whoever dials the port itself would be sent round in circles.
     let own = FilterChainMatch { destination_port: Some(port), ..FilterChainMatch::default() };
     out.filter_chains = vec![
-        chain("virtualOutbound-blackhole", own, env.unknown_destination(false)),
-        chain("virtualOutbound-catchall-tcp", FilterChainMatch::default(), env.unknown_destination(passes(request))),
+        chain("virtualOutbound-blackhole", own, env.unknown_destination(None)),
+        chain(
+            "virtualOutbound-catchall-tcp",
+            FilterChainMatch::default(),
+            env.unknown_destination(sidecar_routes::elsewhere(request, 0).as_ref()),
+        ),
     ];
     if dynamic_dns::for_unknown(request) {
         looks_up_requests(&mut out, env);
@@ -207,7 +206,7 @@ struct Builder<'a, 'e> {
     lookups: Lookups<'a>,
     attached: Attached,
     slots: IndexMap<Bind, Slot>,
-    pass: bool,
+    unknown: Option<Name>,
     any: IpAddr,
 }
 
@@ -496,12 +495,19 @@ impl<'a> Builder<'a, '_> {
     }
 
     fn finish(self) -> Vec<Listener> {
-        let Self { request, env, slots, pass, any, .. } = self;
-        slots.into_iter().map(|(bind, slot)| finish(request, env, bind, slot, pass, any)).collect()
+        let Self { request, env, slots, unknown, any, .. } = self;
+        slots.into_iter().map(|(bind, slot)| finish(request, env, bind, slot, unknown.as_ref(), any)).collect()
     }
 }
 
-fn finish(request: Request<'_>, env: &ChainEnv<'_>, bind: Bind, slot: Slot, pass: bool, any: IpAddr) -> Listener {
+fn finish(
+    request: Request<'_>,
+    env: &ChainEnv<'_>,
+    bind: Bind,
+    slot: Slot,
+    unknown: Option<&Name>,
+    any: IpAddr,
+) -> Listener {
     let detection = detection_timeout(request);
     let (name, address, wild) = match &bind {
         Bind::Ip(ip, port) => (listener_name(*ip, *port), Address::Socket((*ip, *port).into()), *ip == any),
@@ -534,7 +540,7 @@ fn finish(request: Request<'_>, env: &ChainEnv<'_>, bind: Bind, slot: Slot, pass
     }
     let taken = out.default_filter_chain.is_some() || chains.iter().any(|c| c.matches == FilterChainMatch::default());
     if wild && !slot.binds && !taken {
-        let other = env.unknown_destination(pass);
+        let other = env.unknown_destination(unknown);
         out.default_filter_chain = Some(chain("PassthroughFilterChain", FilterChainMatch::default(), other));
     }
     out.filter_chains = chains;
@@ -651,6 +657,7 @@ mod tests {
                 "envoy.filters.http.peer_metadata",
                 "envoy.filters.http.grpc_stats",
                 "istio.alpn",
+                "envoy.filters.http.stateful_session",
                 "envoy.filters.http.fault",
                 "envoy.filters.http.cors",
                 "istio.stats",
@@ -674,6 +681,50 @@ mod tests {
         let tls = get(&all, "0.0.0.0_8443");
         assert_eq!(routes(tls)[0], "[(\"outbound|8443||other.test\", 1)]");
         assert!(tls.origin.config.ends_with("/virtual-service/tls"));
+    }
+
+    fn tunnel(l: &Listener) -> Option<(String, Option<String>)> {
+        let filters = l.filter_chains.iter().flat_map(|c| &c.filters);
+        filters.into_iter().find_map(|f| match f {
+            NetworkFilter::TcpProxy(p) => {
+                p.tunnel.as_ref().map(|t| (t.hostname.to_string(), t.post_path.as_deref().map(str::to_owned)))
+            }
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn tunnels_are_the_rules_or_the_subsets_never_both() {
+        let with = |routes: &str| {
+            let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: api, namespace: shop}\nspec: {host: api, trafficPolicy: {tunnel: {targetHost: db.test, targetPort: 5432}}, subsets: [{name: bare, labels: {a: b}}, {name: own, labels: {a: b}, trafficPolicy: {tunnel: {protocol: POST, targetHost: '::1', targetPort: 1}}}]}\n";
+            let routed = format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: db, namespace: shop}}\nspec: {{hosts: [web], tcp: [{{match: [{{port: 5000}}], route: [{routes}]}}]}}\n"
+            );
+            tunnel(get(&all(&format!("{rule}{routed}"), false), "10.1.0.1_5000"))
+        };
+        let of_rule = Some(("db.test:5432".to_owned(), None));
+        assert_eq!(with("{destination: {host: api}}"), of_rule);
+        assert_eq!(with("{destination: {host: api, subset: bare}}"), None);
+        let own = Some(("[::1]:1".to_owned(), Some("/".to_owned())));
+        assert_eq!(with("{destination: {host: api, subset: own}}"), own);
+        // Several destinations have one connection filter: the rule's.
+        let several = "{destination: {host: api, subset: own}, weight: 1}, {destination: {host: web}, weight: 1}";
+        assert_eq!(with(several), of_rule);
+    }
+
+    #[test]
+    fn unknown_destinations_go_where_the_sidecar_says() {
+        let with = |policy: &str| {
+            let sidecar = format!(
+                "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: default, namespace: shop}}\nspec: {{egress: [{{hosts: ['./*']}}], outboundTrafficPolicy: {policy}}}\n"
+            );
+            routes(get(&all(&sidecar, false), VIRTUAL_OUTBOUND))
+        };
+        let ends = |cluster: &str| vec!["[(\"BlackHoleCluster\", 1)]".to_owned(), format!("[(\"{cluster}\", 1)]")];
+        assert_eq!(with("{mode: ALLOW_ANY}"), ends("PassthroughCluster"));
+        assert_eq!(with("{mode: REGISTRY_ONLY}"), ends("BlackHoleCluster"));
+        let proxy = "{mode: ALLOW_ANY, egressProxy: {host: api, port: {number: 80}}}";
+        assert_eq!(with(proxy), ends("outbound|80||api.shop.svc.cluster.local"));
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! TLS of servers as Gateways and Sidecars declare it.
 //!
-//! Owns modes, secrets by name, versions and ciphers. Must not know listeners.
+//! Owns modes, secrets by name, versions, ciphers, groups of the key exchange and protocols that are offered, with the
+//! mesh's defaults. Must not know listeners.
 
 use mesh_api::{
     crd::networking::{ServerTls, ServerTlsMode, TlsProtocol},
+    meshconfig::MeshTls,
     model::{
         CertificateSource, CommonTls, DownstreamTls, Name, SanKind, SanMatcher, SdsSource, StringMatcher, TlsVersion,
         Validation, ValidationContext,
@@ -15,22 +17,38 @@ use super::tls::{CA_SUFFIX, MESH_ROOTS, WORKLOAD_CERTIFICATE, credential, file_c
 /// What a server offers to clients.
 const ALPN: [&str; 2] = ["h2", "http/1.1"];
 
-/// The TLS context of a server; `None`: it does not terminate TLS, or has no certificate.
-pub fn context(tls: &ServerTls) -> Option<DownstreamTls> {
+/// The TLS context of a server; `None`: it does not terminate TLS, or has no certificate. `defaults` are the mesh's
+/// (`tlsDefaults`); they are not for the mesh's own certificates.
+pub fn context(tls: &ServerTls, defaults: Option<&MeshTls>) -> Option<DownstreamTls> {
     let mutual = match tls.mode {
         ServerTlsMode::Passthrough | ServerTlsMode::AutoPassthrough => return None,
         ServerTlsMode::Simple => false,
         ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual | ServerTlsMode::IstioMutual => true,
     };
     let certificates = certificates(tls)?;
+    let of_mesh = tls.mode == ServerTlsMode::IstioMutual;
+    let defaults = defaults.filter(|_| !of_mesh);
+    let most = version(tls.max_protocol_version);
+    // A server that says it speaks nothing newer is not made to speak nothing at all.
+    let least = defaults.filter(|d| d.min_protocol_version == "TLSV1_3" && most != Some(TlsVersion::V1_2));
+    let least = least.map(|_| TlsVersion::V1_3);
+    let names = |own: &[String], of_mesh: Option<&Vec<String>>| -> Vec<Name> {
+        let chosen = if own.is_empty() { of_mesh.map_or(&[][..], Vec::as_slice) } else { own };
+        chosen.iter().map(|name| name.as_str().into()).collect()
+    };
     let common = CommonTls {
         certificates,
         validation: mutual.then(|| validation(tls)),
-        alpn: ALPN.map(Name::from).into(),
-        min_version: version(tls.min_protocol_version).or(Some(TlsVersion::V1_2)),
-        max_version: version(tls.max_protocol_version),
-        cipher_suites: tls.cipher_suites.iter().map(|c| c.as_str().into()).collect(),
-        ecdh_curves: vec![],
+        alpn: if tls.alpn_protocols.is_empty() {
+            ALPN.map(Name::from).into()
+        } else {
+            names(&tls.alpn_protocols, None)
+        },
+        min_version: version(tls.min_protocol_version).or(least).or(Some(TlsVersion::V1_2)),
+        max_version: most,
+        cipher_suites: names(&tls.cipher_suites, defaults.map(|d| &d.cipher_suites)),
+        // Connections within the mesh choose their groups by themselves.
+        ecdh_curves: if of_mesh { vec![] } else { names(&tls.ecdh_curves, defaults.map(|d| &d.ecdh_curves)) },
     };
     let required = mutual && tls.mode != ServerTlsMode::OptionalMutual;
     Some(DownstreamTls { common, require_client_certificate: required })
@@ -42,7 +60,7 @@ pub fn refers_to(tls: &ServerTls, secret: &str) -> bool {
     if !names.any(|n| !n.is_empty() && secret.contains(n.as_str())) {
         return false;
     }
-    context(tls).is_some_and(|context| takes(&context.common, secret))
+    context(tls, None).is_some_and(|context| takes(&context.common, secret))
 }
 
 /// Whether a context takes a certificate or trust anchors from a secret in the control plane's keeping.
@@ -127,7 +145,7 @@ mod tests {
     use super::*;
 
     fn read(yaml: &str) -> Option<DownstreamTls> {
-        context(&serde_saphyr::from_str(yaml).unwrap())
+        context(&serde_saphyr::from_str(yaml).unwrap(), None)
     }
 
     fn secrets(tls: &DownstreamTls) -> Vec<String> {
@@ -155,5 +173,24 @@ mod tests {
         assert_eq!(secrets(&mesh), ["default", "ROOTCA"]);
         assert!(read("{mode: PASSTHROUGH}").is_none());
         assert!(read("{mode: SIMPLE}").is_none(), "no certificate, no context");
+    }
+
+    #[test]
+    fn what_is_offered_is_the_servers_word_else_the_meshs() {
+        let defaults: MeshTls =
+            serde_saphyr::from_str("{minProtocolVersion: TLSV1_3, ecdhCurves: [P-256], cipherSuites: [A]}").unwrap();
+        let offered = |yaml: &str| {
+            let common = context(&serde_saphyr::from_str(yaml).unwrap(), Some(&defaults)).unwrap().common;
+            let text = |names: &[Name]| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+            (text(&common.alpn), text(&common.ecdh_curves), text(&common.cipher_suites), common.min_version)
+        };
+        let own = "{mode: SIMPLE, credentialName: a, alpnProtocols: [http/1.1], ecdhCurves: [P-384, X25519], \
+                   minProtocolVersion: TLSV1_2, cipherSuites: [B]}";
+        let expected = ("http/1.1".to_owned(), "P-384,X25519".to_owned(), "B".to_owned(), Some(TlsVersion::V1_2));
+        assert_eq!(offered(own), expected);
+        let bare = offered("{mode: MUTUAL, credentialName: a}");
+        assert_eq!(bare, ("h2,http/1.1".to_owned(), "P-256".to_owned(), "A".to_owned(), Some(TlsVersion::V1_3)));
+        let mesh = offered("{mode: ISTIO_MUTUAL, ecdhCurves: [P-384]}");
+        assert_eq!(mesh, ("h2,http/1.1".to_owned(), String::new(), String::new(), Some(TlsVersion::V1_2)));
     }
 }

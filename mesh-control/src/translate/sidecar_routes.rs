@@ -282,16 +282,9 @@ impl<'a> Table<'a> {
 
     /// Unknown hosts: passed on, sent to the egress proxy, or answered 502.
     fn catch_all(&self) -> VirtualHost {
-        let Request { index, view, scope } = self.request;
-        let pass = scope.outbound_mode(index) != OutboundPolicyMode::RegistryOnly;
-        let proxy = scope.sidecar().and_then(|s| s.outbound_traffic_policy.as_ref()?.egress_proxy.as_ref());
         let (name, action) = if dynamic_dns::for_unknown(self.request) {
             ("allow_any_dynamic_dns", Action::Forward(Box::new(unlimited(ALLOW_ANY_DYNAMIC_DNS_CLUSTER.into()))))
-        } else if pass {
-            let cluster = match proxy {
-                Some(d) => cluster_of(d, &view.namespace, index.domain(), self.port, &self.lookups),
-                None => PASSTHROUGH_CLUSTER.into(),
-            };
+        } else if let Some(cluster) = elsewhere(self.request, self.port) {
             ("allow_any", Action::Forward(Box::new(unlimited(cluster))))
         } else {
             ("block_all", Action::DirectResponse { status: 502, body: "".into() })
@@ -457,6 +450,19 @@ impl<'a> Claims<'a> {
     fn services(&self, virtual_service: usize) -> impl Iterator<Item = &'a Scoped> {
         self.by_virtual_service.get(&virtual_service).into_iter().flatten().copied()
     }
+}
+
+/// The cluster of what goes to unknown destinations: where it wants to, or the egress proxy of the Sidecar. `None`: nowhere.
+pub fn elsewhere(request: Request<'_>, port: u16) -> Option<Name> {
+    let Request { index, view, scope } = request;
+    if scope.outbound_mode(index) == OutboundPolicyMode::RegistryOnly {
+        return None;
+    }
+    let proxy = scope.sidecar().and_then(|s| s.outbound_traffic_policy.as_ref()?.egress_proxy.as_ref());
+    Some(match proxy {
+        Some(d) => cluster_of(d, &view.namespace, index.domain(), port, &Lookups(request)),
+        None => PASSTHROUGH_CLUSTER.into(),
+    })
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use mesh_api::{
-    crd::networking::{L4Match, RouteDestination, TlsMatch},
-    model::{CidrRange, FilterChainMatch, HashSource, Name, TcpProxy},
+    crd::networking::{L4Match, RouteDestination, TlsMatch, Tunnel},
+    model::{CidrRange, FilterChainMatch, HashSource, Name, TcpProxy, TcpTunnel},
     names::{ClusterName, complete_host},
 };
 
@@ -95,7 +95,9 @@ pub fn to_destinations(
     if let Some(first) = route.first() {
         let host = complete_host(&first.destination.host, namespace, index.domain()).to_ascii_lowercase();
         let number = first.destination.port.as_ref().map_or_else(|| lookups.port_of(&host, port), |p| p.number);
-        settings(&mut proxy, &host, number, &first.destination.subset, lookups);
+        // What stands on a connection cannot differ by the cluster that is drawn for it.
+        let subset = if route.len() == 1 { first.destination.subset.as_str() } else { "" };
+        settings(&mut proxy, &host, number, subset, lookups);
     }
     proxy
 }
@@ -112,6 +114,14 @@ pub fn settings(proxy: &mut TcpProxy, host: &str, port: u16, subset: &str, looku
     if policy.consistent_hash().is_some_and(|h| h.use_source_ip == Some(true)) {
         proxy.hash = vec![HashSource::SourceIp];
     }
+    proxy.tunnel = policy.tunnel.map(tunnel);
+}
+
+/// The cluster is a forward proxy, which is asked for a tunnel to the target.
+fn tunnel(tunnel: &Tunnel) -> TcpTunnel {
+    let (host, port) = (&tunnel.target_host, tunnel.target_port.unwrap_or(0));
+    let hostname = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    TcpTunnel { hostname: hostname.into(), post_path: (tunnel.protocol == "POST").then(|| "/".into()) }
 }
 
 fn admits(

@@ -10,8 +10,8 @@ use mesh_api::{
     labels,
     meshconfig::{AccessLogEncoding, AlsProvider, ExtensionProvider, MeshConfig},
     model::{
-        AccessLog, CustomTag, Fraction, IstioStats, LogFilter, LogFormat, LogSink, LoggedHeaders, Name, TagValue,
-        TraceProvider, Tracing,
+        AccessLog, CustomTag, Fraction, IstioStats, LogFilter, LogFormat, LogSink, LoggedHeaders, Name,
+        RequestIdTracing, TagValue, TraceProvider, Tracing,
     },
     names::{ClusterName, complete_host},
 };
@@ -281,6 +281,8 @@ fn tracing(index: &Index, view: &ProxyView, specs: &[&crd::Telemetry], mode: crd
     let mut tags = settings.map(|t| t.custom_tags.clone()).unwrap_or_default();
     let mut reported = true;
     let mut istio_tags = settings.and_then(|t| t.enable_istio_tags).unwrap_or(true);
+    let mut no_context_propagation = false;
+    let mut request_id = RequestIdTracing::default();
     let mut asked = false;
     for entry in specs.iter().flat_map(|s| &s.tracing).filter(|t| applies(t.matches.as_ref(), mode)) {
         asked = true;
@@ -290,6 +292,8 @@ fn tracing(index: &Index, view: &ProxyView, specs: &[&crd::Telemetry], mode: crd
         sampling = entry.random_sampling_percentage.or(sampling);
         reported = entry.disable_span_reporting.map_or(reported, |off| !off);
         istio_tags = entry.enable_istio_tags.unwrap_or(istio_tags);
+        no_context_propagation = entry.disable_context_propagation.unwrap_or(no_context_propagation);
+        request_id.decides = entry.use_request_id_for_trace_sampling.unwrap_or(request_id.decides);
         if !entry.custom_tags.is_empty() {
             tags.clone_from(&entry.custom_tags);
         }
@@ -313,6 +317,8 @@ fn tracing(index: &Index, view: &ProxyView, specs: &[&crd::Telemetry], mode: crd
         overall_sampling: Fraction::ALWAYS,
         tags: out,
         max_path_tag: tag_length.or_else(|| settings.and_then(|t| t.max_path_tag_length)).unwrap_or(DEFAULT_PATH_TAG),
+        no_context_propagation,
+        request_id,
     })
 }
 
@@ -486,6 +492,21 @@ mod tests {
         let selecting = "selector: {matchLabels: {gateway.networking.k8s.io/gateway-name: gw}}\nmetrics: []";
         assert_eq!(names(&(yaml.clone() + &telemetry("a-selects", "shop", selecting)), "gw"), ["wide", "a-selects"]);
         assert_eq!(names(&(yaml + &telemetry("c-selects", "shop", selecting)), "gw"), ["wide", "b-attached"]);
+    }
+
+    #[test]
+    fn request_ids_and_propagation_are_settings_of_a_side() {
+        let yaml = mesh(
+            "extensionProviders:\n- name: otel\n  opentelemetry: {service: tempo.obs.svc.cluster.local, port: 4317}\n",
+        ) + &telemetry(
+            "mesh",
+            "istio-system",
+            "tracing: [{providers: [{name: otel}]}, {match: {mode: CLIENT}, disableContextPropagation: true, useRequestIdForTraceSampling: false}]",
+        );
+        let p = plan(&yaml);
+        let told = |t: Option<&Tracing>| t.map(|t| (t.no_context_propagation, t.request_id.decides));
+        assert_eq!(told(p.client.tracing.as_ref()), Some((true, false)));
+        assert_eq!(told(p.server.tracing.as_ref()), Some((false, true)));
     }
 
     #[test]

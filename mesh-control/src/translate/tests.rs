@@ -223,6 +223,12 @@ fn endpoints_by_subset_policy_and_locality() {
         get(&writer, "", "eu/a/1"),
         [row("us/b/1", 0, 1, "10.0.0.2:8080"), row("eu/a/1", 1, 1, "10.0.0.1:8080")]
     );
+    apply(&mut writer, &with("{loadBalancer: {zoneAwareLbSetting: {}}}"));
+    assert_eq!(
+        get(&writer, "", "us/c/1"),
+        [row("us/b/1", 0, 1, "10.0.0.2:8080"), row("eu/a/1", 1, 1, "10.0.0.1:8080")],
+        "the region comes first, without outlier detection too"
+    );
 }
 
 #[test]

@@ -81,7 +81,8 @@ fn compile(listener: &Listener) {
                     compiled.unwrap_or_else(|e| panic!("{}: {e:?}", listener.name));
                 }
                 if let RouteSource::Inline(routes) = &manager.routes {
-                    RouteTable::compile(routes).unwrap_or_else(|e| panic!("{}: {e:?}", listener.name));
+                    RouteTable::compile(routes, &Default::default())
+                        .unwrap_or_else(|e| panic!("{}: {e:?}", listener.name));
                 }
                 &manager.access_log
             }
@@ -110,7 +111,7 @@ fn our_proxy_reads_everything() {
                     .unwrap_or_else(|| panic!("{name} needs {}", need.name));
                 let routes = convert::route(&need.name, &routes.message());
                 let routes = routes.unwrap_or_else(|e| panic!("{}: {e:?}", need.name));
-                RouteTable::compile(&routes).unwrap_or_else(|e| panic!("{}: {e:?}", need.name));
+                RouteTable::compile(&routes, &Default::default()).unwrap_or_else(|e| panic!("{}: {e:?}", need.name));
                 seen += 1;
             }
         }

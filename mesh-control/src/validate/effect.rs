@@ -19,11 +19,11 @@ const FILES_ONLY: &str = "mesh-proxy writes access logs to files and streams onl
 /// Of a balancer.
 const NO_LOAD_REPORTS: &str = "the load that endpoints report is not read yet";
 
-/// Of outlier detection.
-const NO_PERCENTAGE: &str = "endpoints are not ejected by their share of failures yet";
+/// Of retry budgets.
+const NO_INTERVAL: &str = "only requests that are in flight count into the budget";
 
-/// Of the TLS of a server.
-const NOT_TO_SERVERS: &str = "is not handed to servers yet";
+/// Of sessions.
+const NO_IDLE_SESSIONS: &str = "proxies do not remember when a session was last used";
 
 /// Of ambient meshes.
 const NO_WAYPOINTS: &str = "this mesh has no waypoints";
@@ -43,9 +43,7 @@ const TABLE: &[Row] = &[
     (Kind::ConfigMap, "data.mesh.serviceScopeConfigs", "is for ambient meshes"),
     (Kind::ConfigMap, "data.mesh.serviceSettings", "there is one cluster"),
     (Kind::ConfigMap, "data.mesh.thriftConfig", "was removed from Istio"),
-    (Kind::ConfigMap, "data.mesh.tlsDefaults.minProtocolVersion", "servers say their own least version"),
     (Kind::ConfigMap, "data.mesh.verifyCertificateAtClient", "clients verify certificates always"),
-    (Kind::ConfigMap, "data.mesh.zoneAwareLbSetting", "is read from DestinationRules only yet"),
     (Kind::ConfigMap, "data.mesh.extensionProviders[].datadog", "this provider is not used yet"),
     (Kind::ConfigMap, "data.mesh.extensionProviders[].envoyHttpAls", FILES_ONLY),
     (Kind::ConfigMap, "data.mesh.extensionProviders[].envoyOtelAls", FILES_ONLY),
@@ -95,33 +93,21 @@ const TABLE: &[Row] = &[
     (Kind::ConfigMap, "data.mesh.defaultConfig.zipkinAddress", AT_START),
     (Kind::ConfigMap, "data.meshNetworks", "there is one network"),
     (Kind::DestinationRule, "spec.trafficPolicy.loadBalancer.backendUtilization", NO_LOAD_REPORTS),
-    (Kind::DestinationRule, "spec.trafficPolicy.outlierDetection.failurePercentageThreshold", NO_PERCENTAGE),
+    (Kind::DestinationRule, "spec.trafficPolicy.retryBudget.budgetInterval", NO_INTERVAL),
+    (Kind::DestinationRule, "spec.subsets[].trafficPolicy.retryBudget.budgetInterval", NO_INTERVAL),
     (Kind::DestinationRule, "spec.trafficPolicy.portLevelSettings[].loadBalancer.backendUtilization", NO_LOAD_REPORTS),
-    (
-        Kind::DestinationRule,
-        "spec.trafficPolicy.portLevelSettings[].outlierDetection.failurePercentageThreshold",
-        NO_PERCENTAGE,
-    ),
     (Kind::DestinationRule, "spec.subsets[].trafficPolicy.loadBalancer.backendUtilization", NO_LOAD_REPORTS),
-    (Kind::DestinationRule, "spec.subsets[].trafficPolicy.outlierDetection.failurePercentageThreshold", NO_PERCENTAGE),
     (
         Kind::DestinationRule,
         "spec.subsets[].trafficPolicy.portLevelSettings[].loadBalancer.backendUtilization",
         NO_LOAD_REPORTS,
     ),
-    (
-        Kind::DestinationRule,
-        "spec.subsets[].trafficPolicy.portLevelSettings[].outlierDetection.failurePercentageThreshold",
-        NO_PERCENTAGE,
-    ),
-    (Kind::DestinationRule, "spec.trafficPolicy.tunnel", "tunnels are not opened yet"),
-    (Kind::DestinationRule, "spec.subsets[].trafficPolicy.tunnel", "tunnels are not opened yet"),
     (Kind::Gateway, "spec.defaultScope", "routes attach by parentRefs only"),
     (Kind::Gateway, "spec.tls.backend", "gateways present no certificate to backends yet"),
     (Kind::Gateway, "spec.addresses", "addresses are what the gateway's process listens on"),
     (Kind::Gateway, "spec.infrastructure", "gateways are not deployed yet"),
-    (Kind::HttpRoute, "spec.rules[].sessionPersistence", "sessions do not stick yet"),
-    (Kind::GrpcRoute, "spec.rules[].sessionPersistence", "sessions do not stick yet"),
+    (Kind::HttpRoute, "spec.rules[].sessionPersistence.idleTimeout", NO_IDLE_SESSIONS),
+    (Kind::GrpcRoute, "spec.rules[].sessionPersistence.idleTimeout", NO_IDLE_SESSIONS),
     (Kind::HttpRoute, "spec.useDefaultGateways", "routes attach by parentRefs only"),
     (Kind::GrpcRoute, "spec.useDefaultGateways", "routes attach by parentRefs only"),
     (Kind::TlsRoute, "spec.useDefaultGateways", "routes attach by parentRefs only"),
@@ -129,11 +115,7 @@ const TABLE: &[Row] = &[
     (Kind::BackendTlsPolicy, "spec.options", "there are none"),
     (Kind::Ingress, "spec.defaultBackend", "as under Istio, requests that no rule takes are answered 404"),
     (Kind::Ingress, "spec.rules[].http.paths[].backend.resource", "only services are backends"),
-    (Kind::IstioGateway, "spec.servers[].defaultEndpoint", "unbound traffic of a server leads nowhere yet"),
-    (Kind::IstioGateway, "spec.servers[].tls.alpnProtocols", NOT_TO_SERVERS),
-    (Kind::IstioGateway, "spec.servers[].tls.ecdhCurves", NOT_TO_SERVERS),
-    (Kind::Sidecar, "spec.ingress[].tls.alpnProtocols", NOT_TO_SERVERS),
-    (Kind::Sidecar, "spec.ingress[].tls.ecdhCurves", NOT_TO_SERVERS),
+    (Kind::IstioGateway, "spec.servers[].defaultEndpoint", "Istio declares this field and does not implement it"),
     (Kind::EnvoyFilter, "spec.configPatches[].match.listener.portName", "as under Istio, ports are matched by number"),
     (Kind::EnvoyFilter, "spec.configPatches[].match.waypoint", NO_WAYPOINTS),
     (
@@ -141,11 +123,12 @@ const TABLE: &[Row] = &[
         "spec.configPatches[].patch.filterClass",
         "as under Istio, filters stand where the operation puts them",
     ),
-    (Kind::ProxyConfig, "spec", "is not merged into proxies' settings yet"),
-    (Kind::Telemetry, "spec.tracing[].disableContextPropagation", "trace context is passed on always"),
-    (Kind::Telemetry, "spec.tracing[].useRequestIdForTraceSampling", "sampling does not look at request ids"),
+    (
+        Kind::ProxyConfig,
+        "spec",
+        "concurrency, environment and image are fixed when a proxy starts: it has them from its flags and environment",
+    ),
     (Kind::VirtualService, "spec.http[].fault.delay.exponentialDelay", "only fixedDelay delays requests"),
-    (Kind::VirtualService, "spec.http[].match[].statPrefix", "routes have no statistics of their own yet"),
     (Kind::WorkloadGroup, "spec", "workloads do not register by group yet: write a WorkloadEntry for each"),
 ];
 
@@ -171,9 +154,22 @@ const VALUES: &[ValueRow] = &[
     ),
     (Kind::Gateway, "spec.listeners[].protocol", |v| v == "UDP", NO_UDP),
     (Kind::ListenerSet, "spec.listeners[].protocol", |v| v == "UDP", NO_UDP),
+    (Kind::HttpRoute, "spec.rules[].sessionPersistence", ends_at_no_time, NO_SESSION_END),
+    (Kind::GrpcRoute, "spec.rules[].sessionPersistence", ends_at_no_time, NO_SESSION_END),
     (Kind::Telemetry, "spec.targetRef", is_no_gateway, ONLY_GATEWAYS),
     (Kind::Telemetry, "spec.targetRefs[]", is_no_gateway, ONLY_GATEWAYS),
 ];
+
+const NO_SESSION_END: &str = "absoluteTimeout is the life of a cookie of lifetimeType Permanent; other sessions end with \
+    the client";
+
+/// A session with a time that nobody keeps.
+fn ends_at_no_time(session: &Value) -> bool {
+    let permanent =
+        |cookie: &str| session.pointer(&format!("/{cookie}/lifetimeType")).is_some_and(|l| l == "Permanent");
+    let by_header = session.get("type").is_some_and(|t| t == "Header");
+    session.get("absoluteTimeout").is_some() && (by_header || !permanent("cookie") && !permanent("cookieConfig"))
+}
 
 const ONLY_GATEWAYS: &str = "Telemetry is attached to Gateways of gateway.networking.k8s.io and to workloads that a \
     selector names; other targets are for waypoints, which this mesh does not have";
@@ -247,9 +243,10 @@ mod tests {
 
     #[test]
     fn names_every_place() {
-        let manifest = serde_json::json!({"spec": {"http": [{}, {"match": [{"uri": {}}, {"statPrefix": "a"}]}]}});
-        let fields: Vec<_> = without_effect(Kind::VirtualService, &manifest).into_iter().map(|f| f.field).collect();
-        assert_eq!(fields, ["spec.http[1].match[1].statPrefix"]);
+        let rules = serde_json::json!([{}, {"sessionPersistence": {"idleTimeout": "1s"}}]);
+        let manifest = serde_json::json!({"spec": {"rules": rules}});
+        let fields: Vec<_> = without_effect(Kind::HttpRoute, &manifest).into_iter().map(|f| f.field).collect();
+        assert_eq!(fields, ["spec.rules[1].sessionPersistence.idleTimeout"]);
         assert!(without_effect(Kind::VirtualService, &serde_json::json!({"spec": {}})).is_empty());
     }
 
@@ -266,8 +263,10 @@ mod tests {
         let delay = "{http: [{fault: {delay: {exponentialDelay: 1s}}}]}";
         assert_eq!(fields(Kind::VirtualService, delay), ["spec.http[0].fault.delay.exponentialDelay"]);
         assert_eq!(fields(Kind::WorkloadGroup, "{template: {}}"), ["spec"]);
-        let tracing = "{tracing: [{disableContextPropagation: true, useRequestIdForTraceSampling: false}]}";
-        assert_eq!(fields(Kind::Telemetry, tracing).len(), 2);
+        let session = |s: &str| fields(Kind::HttpRoute, &format!("{{rules: [{{sessionPersistence: {s}}}]}}"));
+        assert_eq!(session("{absoluteTimeout: 1h, cookie: {}}"), ["spec.rules[0].sessionPersistence"]);
+        assert_eq!(session("{idleTimeout: 1h}"), ["spec.rules[0].sessionPersistence.idleTimeout"]);
+        assert!(session("{absoluteTimeout: 1h, cookie: {lifetimeType: Permanent}}").is_empty());
     }
 
     #[test]
@@ -275,6 +274,8 @@ mod tests {
         let policy = "{trafficPolicy: {proxyProtocol: {}, retryBudget: {}}}";
         assert!(fields(Kind::DestinationRule, policy).is_empty());
         assert!(fields(Kind::Sidecar, "{inboundConnectionPool: {}}").is_empty());
+        let tracing = "{tracing: [{disableContextPropagation: true, useRequestIdForTraceSampling: false}]}";
+        assert!(fields(Kind::Telemetry, tracing).is_empty());
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Gateway API: what an API server's schema would refuse.
 
 use mesh_api::crd::gateway_api::{
-    BackendRef, BackendTlsPolicy, FilterType, Gateway, GrpcRoute, HeaderModifier, HttpRoute, HttpRouteMatch,
-    L4RouteRule, Listener, ListenerSet, PathMatchType, ReferenceGrant, RouteFilter, SubjectAltNameType, TcpRoute,
-    TlsMode, TlsRoute, ValueMatch, ValueMatchType,
+    BackendRef, BackendTlsPolicy, CookieLifetime, FilterType, Gateway, GrpcRoute, HeaderModifier, HttpRoute,
+    HttpRouteMatch, L4RouteRule, Listener, ListenerSet, PathMatchType, ReferenceGrant, RouteFilter, SessionPersistence,
+    SessionType, SubjectAltNameType, TcpRoute, TlsMode, TlsRoute, ValueMatch, ValueMatchType,
 };
 
 use super::checks::Report;
@@ -69,6 +69,7 @@ pub(super) fn http_route(route: &HttpRoute, out: &mut Report) {
         }
         filters(&rule.filters, &format!("{field}.filters"), out);
         backends(&rule.backend_refs, &format!("{field}.backendRefs"), out);
+        sessions(rule.session_persistence.as_ref(), &format!("{field}.sessionPersistence"), out);
         let redirects = rule.filters.iter().any(|f| f.kind == FilterType::RequestRedirect);
         if redirects && !rule.backend_refs.is_empty() {
             out.error(format!("{field}.backendRefs"), "a rule that redirects has no backends");
@@ -84,6 +85,43 @@ pub(super) fn http_route(route: &HttpRoute, out: &mut Report) {
         {
             out.error(format!("{field}.timeouts.backendRequest"), "must not be longer than request");
         }
+    }
+}
+
+fn sessions(session: Option<&SessionPersistence>, field: &str, out: &mut Report) {
+    let Some(session) = session else { return };
+    let by_header = session.kind.unwrap_or_default() == SessionType::Header;
+    let cookie = session.cookie.is_some() || session.cookie_config.is_some();
+    if by_header && cookie {
+        out.error(format!("{field}.cookie"), "is for type Cookie");
+    }
+    if !by_header && session.header.is_some() {
+        out.error(format!("{field}.header"), "is for type Header");
+    }
+    if by_header && session.header.is_none() && session.session_name.is_empty() {
+        out.error(format!("{field}.header"), "is required with type Header");
+    }
+    let header = session.header.as_ref().map_or(&session.session_name, |h| &h.name);
+    if by_header && !header.is_empty() {
+        let field = format!("{field}.header.name");
+        if header.starts_with(':') {
+            out.error(field, format!("{header:?} is not a header name"));
+        } else {
+            out.header_name(&field, header);
+        }
+    }
+    let name = session.cookie.as_ref().map_or(&session.session_name, |c| &c.name);
+    if !by_header && name.bytes().any(|b| !b.is_ascii_graphic() || b"()<>@,;:\\\"/[]?={}".contains(&b)) {
+        out.error(format!("{field}.cookie.name"), format!("{name:?} is not the name of a cookie"));
+    }
+    if let Some(cookie) = &session.cookie
+        && !cookie.path.is_empty()
+        && (!cookie.path.starts_with('/') || cookie.path.bytes().any(|b| b.is_ascii_control() || b == b';'))
+    {
+        out.error(format!("{field}.cookie.path"), format!("{:?} is not an absolute path", cookie.path));
+    }
+    if session.lifetime() == CookieLifetime::Permanent && session.absolute_timeout.is_none_or(|d| d.0.is_zero()) {
+        out.error(format!("{field}.absoluteTimeout"), "is required with lifetimeType Permanent");
     }
 }
 
@@ -251,6 +289,7 @@ pub(super) fn grpc_route(route: &GrpcRoute, out: &mut Report) {
             }
         }
         filters(&rule.filters, &format!("{field}.filters"), out);
+        sessions(rule.session_persistence.as_ref(), &format!("{field}.sessionPersistence"), out);
         grpc_filters(&rule.filters, &format!("{field}.filters"), out);
         backends(&rule.backend_refs, &format!("{field}.backendRefs"), out);
         for (j, backend) in rule.backend_refs.iter().enumerate() {

@@ -94,6 +94,10 @@ pub(super) fn config_map(map: &ConfigMap, out: &mut Report) {
     for (name, tls) in [("meshMTLS", &mesh.mesh_mtls), ("tlsDefaults", &mesh.tls_defaults)] {
         if let Some(tls) = tls {
             protocol_version(tls, &at(name), out);
+            super::services::curves(&tls.ecdh_curves, &at(&format!("{name}.ecdhCurves")), out);
+            if name == "tlsDefaults" {
+                super::services::suites(&tls.cipher_suites, &at("tlsDefaults.cipherSuites"), out);
+            }
         }
     }
     providers(&mesh, out);

@@ -106,6 +106,69 @@ fn server_tls(tls: &ServerTls, field: &str, out: &mut Report) {
     {
         out.error(format!("{field}.minProtocolVersion"), "is above maxProtocolVersion");
     }
+    offered(tls, field, out);
+}
+
+/// What a server offers in the handshake.
+fn offered(tls: &ServerTls, field: &str, out: &mut Report) {
+    for (i, protocol) in tls.alpn_protocols.iter().enumerate() {
+        if !(1..=255).contains(&protocol.len()) {
+            out.error(format!("{field}.alpnProtocols[{i}]"), "must have 1 to 255 bytes");
+        }
+    }
+    curves(&tls.ecdh_curves, &format!("{field}.ecdhCurves"), out);
+    suites(&tls.cipher_suites, &format!("{field}.cipherSuites"), out);
+    if tls.mode == ServerTlsMode::IstioMutual && !tls.ecdh_curves.is_empty() {
+        let why = "has no effect: TLS with the mesh's certificates is 1.3 with groups of its own";
+        out.findings.push(Finding::info(format!("{field}.ecdhCurves"), why));
+    }
+}
+
+/// Cipher suites of TLS 1.2 by OpenSSL's names, `[A|B]` being a group of equal preference. Names that no proxy knows would
+/// make it refuse the whole listener.
+pub(super) fn suites(names: &[String], field: &str, out: &mut Report) {
+    // Those without an AEAD are Envoy's only; mesh-proxy leaves them out.
+    const KNOWN: [&str; 15] = [
+        "ECDHE-ECDSA-AES128-GCM-SHA256",
+        "ECDHE-RSA-AES128-GCM-SHA256",
+        "ECDHE-ECDSA-AES256-GCM-SHA384",
+        "ECDHE-RSA-AES256-GCM-SHA384",
+        "ECDHE-ECDSA-CHACHA20-POLY1305",
+        "ECDHE-RSA-CHACHA20-POLY1305",
+        "ECDHE-ECDSA-AES128-SHA",
+        "ECDHE-RSA-AES128-SHA",
+        "ECDHE-ECDSA-AES256-SHA",
+        "ECDHE-RSA-AES256-SHA",
+        "AES128-GCM-SHA256",
+        "AES256-GCM-SHA384",
+        "AES128-SHA",
+        "AES256-SHA",
+        "DES-CBC3-SHA",
+    ];
+    for (i, entry) in names.iter().enumerate() {
+        let group = entry.strip_prefix('[').and_then(|e| e.strip_suffix(']')).unwrap_or(entry);
+        for name in group.split('|').filter(|name| !KNOWN.contains(name)) {
+            out.error(format!("{field}[{i}]"), format!("{name:?} is not one of {}", KNOWN.join(", ")));
+        }
+    }
+}
+
+/// Groups of the key exchange, by BoringSSL's names. Names that no proxy knows would make it refuse the whole listener.
+pub(super) fn curves(names: &[String], field: &str, out: &mut Report) {
+    const SPOKEN: [&str; 4] = ["P-256", "P-384", "X25519", "X25519MLKEM768"];
+    // mesh-proxy leaves them out.
+    const ENVOY_ONLY: [&str; 3] = ["P-224", "P-521", "X25519Kyber768Draft00"];
+    for (i, name) in names.iter().enumerate() {
+        let field = format!("{field}[{i}]");
+        if ENVOY_ONLY.contains(&name.as_str()) {
+            out.warning(field, format!("mesh-proxy does not speak {name}: it offers the others only"));
+        } else if !SPOKEN.contains(&name.as_str()) {
+            out.error(field, format!("{name:?} is not one of {}, {}", SPOKEN.join(", "), ENVOY_ONLY.join(", ")));
+        }
+    }
+    if !names.is_empty() && names.iter().all(|n| ENVOY_ONLY.contains(&n.as_str())) {
+        out.error(field, format!("names none that mesh-proxy speaks: {}", SPOKEN.join(", ")));
+    }
 }
 
 /// `NS/HOST` or `HOST`.
@@ -246,6 +309,9 @@ pub(super) fn sidecar(sidecar: &Sidecar, out: &mut Report) {
     let ports: Vec<u16> = sidecar.ingress.iter().map(|l| l.port.number).collect();
     for (i, listener) in sidecar.ingress.iter().enumerate() {
         let field = format!("spec.ingress[{i}]");
+        if let Some(tls) = &listener.tls {
+            offered(tls, &format!("{field}.tls"), out);
+        }
         out.port(&format!("{field}.port.number"), listener.port.number);
         protocol(&format!("{field}.port.protocol"), &listener.port.protocol, out);
         if ports.iter().take(i).any(|p| *p == listener.port.number) {

@@ -282,3 +282,62 @@ fn what_no_proxy_takes_is_refused_before_it_reaches_one() {
     );
     good(GW, "HTTPRoute", &[&modifier("set: [{name: a, value: '%PROTOCOL%'}], remove: [b]")]);
 }
+
+#[test]
+fn what_servers_offer_must_be_known() {
+    let server = |tls: &str| {
+        format!(
+            "{{selector: {{a: b}}, servers: [{{port: {{number: 443, name: https, protocol: HTTPS}}, hosts: ['*'], tls: {{mode: SIMPLE, credentialName: a, {tls}}}}}]}}"
+        )
+    };
+    let field = "spec.servers[0].tls";
+    refused(
+        NET,
+        "Gateway",
+        &[
+            (&server("ecdhCurves: [P-256, secp999]"), &format!("{field}.ecdhCurves[1]")),
+            (&server("ecdhCurves: [P-521]"), &format!("{field}.ecdhCurves")),
+            (&server("alpnProtocols: ['']"), &format!("{field}.alpnProtocols[0]")),
+            (&server("cipherSuites: ['[AES128-SHA|NONE]']"), &format!("{field}.cipherSuites[0]")),
+        ],
+    );
+    let fine = server(
+        "ecdhCurves: [X25519MLKEM768, X25519, P-384], alpnProtocols: [h2], cipherSuites: ['[ECDHE-ECDSA-AES128-GCM-SHA256|ECDHE-RSA-AES128-GCM-SHA256]', AES128-SHA]",
+    );
+    good(NET, "Gateway", &[&fine]);
+    assert_eq!(findings(NET, "Gateway", &server("ecdhCurves: [P-256, P-521]")), [format!("W {field}.ecdhCurves[1]")]);
+    let ingress = "{ingress: [{port: {number: 1, protocol: HTTPS, name: a}, tls: {mode: SIMPLE, ecdhCurves: [x]}}]}";
+    refused(NET, "Sidecar", &[(ingress, "spec.ingress[0].tls.ecdhCurves[0]")]);
+}
+
+#[test]
+fn sessions_and_outliers() {
+    let route = |session: &str| format!("{{rules: [{{sessionPersistence: {session}}}]}}");
+    let field = "spec.rules[0].sessionPersistence";
+    let bad = [
+        ("{cookie: {name: 'a b'}}", "cookie.name"),
+        ("{cookie: {path: x}}", "cookie.path"),
+        ("{cookie: {lifetimeType: Permanent}}", "absoluteTimeout"),
+        ("{type: Header}", "header"),
+        ("{type: Header, header: {name: ':path'}}", "header.name"),
+        ("{type: Header, header: {name: a}, cookie: {}}", "cookie"),
+        ("{header: {name: a}}", "header"),
+    ];
+    for (session, at) in bad {
+        refused(GW, "HTTPRoute", &[(&route(session), &format!("{field}.{at}"))]);
+        refused(GW, "GRPCRoute", &[(&route(session), &format!("{field}.{at}"))]);
+    }
+    for fine in ["{cookie: {}}", "{type: Header, header: {name: x-a}}", "{sessionName: a, type: Cookie}"] {
+        good(GW, "HTTPRoute", &[&route(fine)]);
+    }
+    let rule = |outlier: &str| format!("{{host: a, trafficPolicy: {{outlierDetection: {{{outlier}}}}}}}");
+    let field = "spec.trafficPolicy.outlierDetection";
+    refused(
+        NET,
+        "DestinationRule",
+        &[
+            (&rule("failurePercentageThreshold: 101"), &format!("{field}.failurePercentageThreshold")),
+            (&rule("outlierDetectionHttpErrorCodes: [500, 99]"), &format!("{field}.outlierDetectionHttpErrorCodes[1]")),
+        ],
+    );
+}

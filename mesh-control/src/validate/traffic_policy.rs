@@ -208,6 +208,14 @@ pub(super) fn outlier_detection(outlier: &OutlierDetection, field: &str, out: &m
             out.percent(&format!("{field}.{name}"), f64::from(value));
         }
     }
+    if let Some(threshold) = outlier.failure_percentage_threshold {
+        out.percent(&format!("{field}.failurePercentageThreshold"), f64::from(threshold));
+    }
+    for (i, code) in outlier.outlier_detection_http_error_codes.iter().enumerate() {
+        if !(100..600).contains(code) {
+            out.error(format!("{field}.outlierDetectionHttpErrorCodes[{i}]"), "must be between 100 and 599");
+        }
+    }
     for (name, value) in [("interval", outlier.interval), ("baseEjectionTime", outlier.base_ejection_time)] {
         if value.is_some_and(|d| d.0.as_millis() < 1) {
             out.error(format!("{field}.{name}"), "must be 1 ms or more");

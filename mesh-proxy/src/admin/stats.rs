@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::Handles;
 use crate::upstream::Cluster;
+use crate::upstream::stats::{Codes, RouteStats};
 
 /// Counters and gauges that are not Istio's: name in Envoy's dotted form, Prometheus name and labels, value.
 struct Stat {
@@ -61,6 +62,9 @@ fn collect(handles: &Handles) -> Vec<Stat> {
         }
     }
     snapshot.clusters.values().for_each(|cluster| of_cluster(cluster, &mut out));
+    for ((host, prefix), stats) in handles.shared.route_stats.list() {
+        of_route(&host, &prefix, &stats, &mut out);
+    }
     for (prefix, stats) in handles.telemetry.http.list() {
         for (key, value, counter) in stats.all() {
             let mut labels = vec![("http_conn_manager_prefix", prefix.to_string())];
@@ -114,7 +118,6 @@ fn of_cluster(cluster: &Cluster, out: &mut Vec<Stat>) {
     };
     out.extend(cluster.stats.counters().map(|c| one(c, true)));
     out.extend(cluster.stats.gauges().map(|g| one(g, false)));
-    let mut classes = BTreeMap::new();
     let answered = |kind: &'static str, code: String, value| Stat {
         dotted: format!("cluster.{name}.upstream_rq_{code}"),
         name: "envoy_cluster_upstream_rq".to_owned(),
@@ -122,11 +125,35 @@ fn of_cluster(cluster: &Cluster, out: &mut Vec<Stat>) {
         value,
         counter: true,
     };
-    for (status, value) in cluster.stats.codes.seen() {
-        *classes.entry(status / 100).or_insert(0) += value;
-        out.push(answered("response_code", status.to_string(), value));
+    out.extend(answers(&cluster.stats.codes).map(|(kind, code, n)| answered(kind, code, n)));
+}
+
+/// Answers by status and by class: label, its value, number.
+fn answers(codes: &Codes) -> impl Iterator<Item = (&'static str, String, u64)> + '_ {
+    let mut classes = BTreeMap::new();
+    for (status, n) in codes.seen() {
+        *classes.entry(status / 100).or_insert(0) += n;
     }
-    out.extend(classes.into_iter().map(|(class, n)| answered("response_code_class", format!("{class}xx"), n)));
+    let classes = classes.into_iter().map(|(class, n)| ("response_code_class", format!("{class}xx"), n));
+    codes.seen().map(|(status, n)| ("response_code", status.to_string(), n)).chain(classes)
+}
+
+/// As Istio's proxies name it: neither host nor prefix is a label.
+fn of_route(host: &str, prefix: &str, stats: &RouteStats, out: &mut Vec<Stat>) {
+    let scope = format!("vhost.{host}.route.{prefix}");
+    let plain: String = scope.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    let one = |dotted: String, key: &str, labels, value| Stat {
+        dotted,
+        name: format!("envoy_{plain}_{key}"),
+        labels,
+        value,
+        counter: true,
+    };
+    out.extend(stats.counters().map(|(key, n)| one(format!("{scope}.{key}"), key, vec![], n)));
+    let answered = |(kind, code, n): (&'static str, String, u64)| {
+        one(format!("{scope}.upstream_rq_{code}"), "upstream_rq", vec![(kind, code)], n)
+    };
+    out.extend(answers(&stats.codes).map(answered));
 }
 
 /// Envoy's name: those of a family have its name and a dot in front.

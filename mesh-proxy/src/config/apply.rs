@@ -211,7 +211,7 @@ impl Configurator {
     /// # Errors
     /// When it cannot be compiled; the old one stays.
     pub fn put_routes(&mut self, config: &model::RouteConfig) -> Result<(), ConfigError> {
-        let table = RouteTable::compile(config)?;
+        let table = RouteTable::compile(config, &self.shared.route_stats)?;
         self.missing_routes.remove(&config.name);
         self.waiting_routes.insert(config.name.clone(), table);
         Ok(())

@@ -88,6 +88,8 @@ pub struct SharedConfig {
     pub telemetry: Arc<dyn crate::http::stats::Telemetry>,
     /// Speaks to services that decide about requests.
     pub services: Services,
+    /// Counters of routes.
+    pub route_stats: upstream::stats::RouteRegistry,
 }
 
 /// Languages of the services that filters ask.
@@ -108,7 +110,7 @@ impl SharedConfig {
         services: Services,
     ) -> Arc<Self> {
         let snapshot = ArcSwap::from_pointee(Snapshot::default());
-        Arc::new(Self { snapshot, node: Arc::new(node), secrets, telemetry, services })
+        Arc::new(Self { snapshot, node: Arc::new(node), secrets, telemetry, services, route_stats: Default::default() })
     }
     /// The newest snapshot: once per request or connection, then handed down.
     pub fn load(&self) -> Arc<Snapshot> {

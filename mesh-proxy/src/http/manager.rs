@@ -73,7 +73,7 @@ impl HttpManager {
     pub fn compile(config: &model::HttpManager, ctx: &CompileCtx) -> Result<Arc<Self>, ConfigError> {
         let routes = match &config.routes {
             RouteSource::Rds(name) => Routes::Rds(name.clone()),
-            RouteSource::Inline(table) => Routes::Inline(RouteTable::compile(table)?),
+            RouteSource::Inline(table) => Routes::Inline(RouteTable::compile(table, &ctx.shared.route_stats)?),
         };
         let mut needs = Needs::default();
         let mut filters = Vec::with_capacity(config.filters.len());

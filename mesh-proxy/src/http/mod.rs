@@ -17,6 +17,7 @@ pub mod matchers;
 pub mod message;
 pub mod metadata_match;
 pub mod path;
+pub mod request_id;
 pub mod retry;
 pub mod router;
 pub mod server;

@@ -21,7 +21,11 @@ use super::{
     retry::RetryPolicy,
     stats::Needs,
 };
-use crate::{config::ConfigError, net::ConnInfo};
+use crate::{
+    config::ConfigError,
+    net::ConnInfo,
+    upstream::stats::{RouteRegistry, RouteStats},
+};
 
 /// A compiled route configuration.
 #[derive(Debug)]
@@ -95,6 +99,8 @@ pub struct Route {
     pub path: model::PathMatch,
     /// What was said of it.
     pub metadata: model::Metadata,
+    /// Where its requests count; `None`: it has no statistics of its own.
+    pub counters: Option<Arc<RouteStats>>,
 }
 
 /// What was found.
@@ -132,16 +138,16 @@ pub enum Found {
 }
 
 impl RouteTable {
-    /// Compiles patterns and builds the host map.
+    /// Compiles patterns and builds the host map. Routes with a prefix for statistics count in `counters`.
     ///
     /// # Errors
     /// A domain that stands twice, a pattern, format or header name that is not valid.
-    pub fn compile(config: &model::RouteConfig) -> Result<Arc<Self>, ConfigError> {
+    pub fn compile(config: &model::RouteConfig, counters: &RouteRegistry) -> Result<Arc<Self>, ConfigError> {
         let mut clusters = Vec::new();
         let mut needs = Needs::default();
         let mut hosts = Vec::with_capacity(config.virtual_hosts.len());
         for host in &config.virtual_hosts {
-            let compiled = VirtualHost::compile(host, &mut clusters, &mut needs);
+            let compiled = VirtualHost::compile(host, counters, &mut clusters, &mut needs);
             hosts.push(compiled.map_err(|e| e.within(format_args!("virtual host {:?}", host.name)))?);
         }
         clusters.sort();
@@ -183,11 +189,21 @@ impl RouteTable {
 }
 
 impl VirtualHost {
-    fn compile(host: &model::VirtualHost, clusters: &mut Vec<Name>, needs: &mut Needs) -> Result<Self, ConfigError> {
+    fn compile(
+        host: &model::VirtualHost,
+        counters: &RouteRegistry,
+        clusters: &mut Vec<Name>,
+        needs: &mut Needs,
+    ) -> Result<Self, ConfigError> {
         let mut routes = Vec::with_capacity(host.routes.len());
         for (i, route) in host.routes.iter().enumerate() {
             let compiled = Route::compile(route, clusters, needs);
-            routes.push(compiled.map_err(|e| e.within(format_args!("route {i} {:?}", route.name)))?);
+            let mut compiled = compiled.map_err(|e| e.within(format_args!("route {i} {:?}", route.name)))?;
+            if !route.stat_prefix.is_empty() {
+                let key = (host.name.clone(), route.stat_prefix.clone());
+                compiled.counters = Some(counters.of(&key, RouteStats::default));
+            }
+            routes.push(compiled);
         }
         Ok(Self {
             name: host.name.clone(),
@@ -229,6 +245,7 @@ impl Route {
             operation: (!route.operation.is_empty()).then(|| route.operation.clone()),
             path: route.matches.path.clone(),
             metadata: route.metadata.clone(),
+            counters: None,
         })
     }
 }

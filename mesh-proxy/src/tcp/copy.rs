@@ -39,11 +39,6 @@ enum State {
 }
 
 impl Direction {
-    /// Starts with bytes that were read already.
-    pub(super) fn with(rest: Vec<u8>) -> Self {
-        Self { rest, ..Self::default() }
-    }
-
     /// Moves what can be moved; ready when the reader has ended and the writer knows.
     pub(crate) fn poll_move<R, W>(
         &mut self,
@@ -140,7 +135,7 @@ mod tests {
             source.shutdown().await.unwrap();
         });
         let moving = tokio::spawn(async move {
-            let mut direction = Direction::with(b"first".to_vec());
+            let mut direction = Direction { rest: b"first".to_vec(), ..Direction::default() };
             poll_fn(|cx| direction.poll_move(cx, &mut reader, &mut writer)).await.unwrap();
             direction.moved
         });

@@ -5,7 +5,11 @@ use std::{cell::OnceCell, future::poll_fn, io, pin::Pin, rc::Rc, sync::Arc, task
 use mesh_api::model::Name;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{TcpProxy, copy::Direction, tunnel};
+use super::{
+    TcpProxy,
+    copy::Direction,
+    tunnel::{NoTunnel, Request, Upstream},
+};
 use crate::{
     drain,
     http::{
@@ -16,7 +20,8 @@ use crate::{
     runtime::Worker,
     upstream::{
         Cluster, Endpoint, ErrorKind, LbContext, Outcome, PickError,
-        connect::{ConnectOptions, UpstreamIo, connect},
+        connect::{ConnectOptions, connect},
+        pool::SendOptions,
     },
 };
 
@@ -74,6 +79,11 @@ impl Record {
             self.reported = now;
         }
     }
+    /// A later try that succeeds is a success.
+    fn succeed(&mut self) {
+        self.stats.flags = ResponseFlags::NONE;
+        self.stats.transport_failure = None;
+    }
     fn fail(&mut self, flags: ResponseFlags, why: impl std::fmt::Display) {
         self.stats.flags.insert(flags);
         let (id, listener) = (self.stats.conn.id, &self.stats.conn.listener);
@@ -108,19 +118,19 @@ pub async fn run(
     let mut record = Record::new(&worker, &info, &proxy, ending);
     // Connecting takes more state than forwarding; its future is not kept.
     let connected = Box::pin(upstream(&worker, &info, &proxy, &mut record)).await;
-    let Some((upstream, endpoint, early)) = connected else { return };
+    let Some((upstream, endpoint)) = connected else { return };
     record.open();
-    forward(io, upstream, &endpoint, early, &proxy, &mut record).await;
+    forward(io, upstream, &endpoint, &proxy, &mut record).await;
     drop(drain);
 }
 
-/// A connection to an endpoint, with what came over it already; `None`: there is none, the reason is recorded.
+/// A connection to an endpoint, or through it; `None`: there is none, the reason is recorded.
 async fn upstream(
     worker: &Worker,
     info: &ConnInfo,
     proxy: &TcpProxy,
     record: &mut Record,
-) -> Option<(UpstreamIo, Arc<Endpoint>, Vec<u8>)> {
+) -> Option<(Upstream, Arc<Endpoint>)> {
     let name = proxy.cluster(info, |n| worker.rng.below(n))?.clone();
     record.stats.cluster_name = Some(name.clone());
     let Some(cluster) = worker.shared.snapshot.load().cluster(&name).cloned() else {
@@ -155,8 +165,12 @@ async fn upstream(
             }
         };
         record.stats.endpoint = Some(endpoint.clone());
-        match attempt_one(worker, info, proxy, &cluster, &endpoint, record).await {
-            Ok((io, early)) => return Some((io, endpoint, early)),
+        let attempt = match &proxy.tunnel {
+            None => attempt_one(worker, info, &cluster, &endpoint, record).await,
+            Some(request) => tunnel_one(worker, info, request, &cluster, &endpoint, record).await,
+        };
+        match attempt {
+            Ok(upstream) => return Some((upstream, endpoint)),
             Err(true) => tried.push(endpoint),
             Err(false) => return None,
         }
@@ -170,13 +184,12 @@ async fn upstream(
 async fn attempt_one(
     worker: &Worker,
     info: &ConnInfo,
-    proxy: &TcpProxy,
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
     record: &mut Record,
-) -> Result<(UpstreamIo, Vec<u8>), bool> {
+) -> Result<Upstream, bool> {
     let options = ConnectOptions { proxied: Some((info.peer, info.local)), ..ConnectOptions::default() };
-    let (mut io, connection) = match connect(cluster, endpoint, &options).await {
+    let (io, connection) = match connect(cluster, endpoint, &options).await {
         Ok(done) => done,
         Err(e) if e.kind == ErrorKind::Overflow => {
             record.fail(ResponseFlags::UO, "too many connections");
@@ -193,22 +206,48 @@ async fn attempt_one(
         }
     };
     record.stats.upstream = Some(connection);
-    let mut early = vec![];
-    if let Some(host) = &proxy.config.tunnel_hostname {
-        match tunnel::open(&mut io, host).await {
-            Ok(rest) => early = rest,
-            Err(e) => {
-                cluster.report(endpoint, Outcome::ConnectFailure, &worker.rng);
-                record.fail(ResponseFlags::UF, format_args!("no tunnel to {host}: {e}"));
-                return Err(true);
+    cluster.report(endpoint, Outcome::ConnectSuccess, &worker.rng);
+    record.succeed();
+    Ok(Upstream::Direct(io))
+}
+
+/// One try through a forward proxy; its pools report what became of it. The error says whether another one makes sense.
+async fn tunnel_one(
+    worker: &Worker,
+    info: &ConnInfo,
+    request: &Request,
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<Endpoint>,
+    record: &mut Record,
+) -> Result<Upstream, bool> {
+    let options = SendOptions { proxied: Some((info.peer, info.local)), ..SendOptions::default() };
+    match request.open(worker, cluster, endpoint, &options).await {
+        Ok((upstream, connection)) => {
+            record.stats.upstream = connection;
+            record.succeed();
+            Ok(upstream)
+        }
+        Err(NoTunnel::Lost(e)) if e.kind == ErrorKind::Overflow => {
+            record.fail(ResponseFlags::UO, "too many connections");
+            Err(false)
+        }
+        Err(NoTunnel::Lost(e)) => {
+            if !e.reason.is_empty() {
+                record.stats.transport_failure = Some(e.reason.as_ref().into());
             }
+            record.fail(ResponseFlags::UF, &e);
+            Err(true)
+        }
+        Err(NoTunnel::Refused(why)) => {
+            record.fail(ResponseFlags::UF, why);
+            Err(true)
+        }
+        Err(NoTunnel::Slow) => {
+            cluster.report(endpoint, Outcome::Timeout, &worker.rng);
+            record.fail(ResponseFlags::UF, "the forward proxy does not answer");
+            Err(true)
         }
     }
-    cluster.report(endpoint, Outcome::ConnectSuccess, &worker.rng);
-    // A later try that succeeds is a success.
-    record.stats.flags = ResponseFlags::NONE;
-    record.stats.transport_failure = None;
-    Ok((io, early))
 }
 
 /// When a connection is looked at although no byte moves: one reusable timer for the nearest of its deadlines.
@@ -242,16 +281,9 @@ impl Deadlines {
     }
 }
 
-async fn forward(
-    mut down: Io,
-    mut up: UpstreamIo,
-    endpoint: &Endpoint,
-    early: Vec<u8>,
-    proxy: &TcpProxy,
-    record: &mut Record,
-) {
+async fn forward(mut down: Io, mut up: Upstream, endpoint: &Endpoint, proxy: &TcpProxy, record: &mut Record) {
     let mut request = Direction::default();
-    let mut answer = Direction::with(early);
+    let mut answer = Direction::default();
     let mut deadlines = Deadlines::new(proxy, record.stats.conn.accepted);
     let closing = endpoint.state.closing();
     tokio::pin!(closing);

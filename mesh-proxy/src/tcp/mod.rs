@@ -25,6 +25,7 @@ pub struct TcpProxy {
     /// Sum of weights.
     total: u64,
     sink: Arc<dyn ConnectionSink>,
+    tunnel: Option<tunnel::Request>,
 }
 
 impl TcpProxy {
@@ -42,7 +43,8 @@ impl TcpProxy {
             return Err(ConfigError::new("tcp_proxy: no cluster with a weight above 0"));
         }
         let sink = ctx.shared.telemetry.tcp_sink(config, stats, ctx)?;
-        Ok(Arc::new(Self { config: config.clone(), total, sink }))
+        let tunnel = config.tunnel.as_ref().map(tunnel::Request::compile).transpose()?;
+        Ok(Arc::new(Self { config: config.clone(), total, sink, tunnel }))
     }
 
     /// The cluster for a connection; `drawn` decides among several.

@@ -62,7 +62,7 @@ fn proxy_config(clusters: &[(&str, u32)], idle: Duration) -> model::TcpProxy {
         max_connection_duration: None,
         max_connect_attempts: 1,
         hash: vec![],
-        tunnel_hostname: None,
+        tunnel: None,
         access_log: vec![],
         metadata_match: model::Metadata::new(),
     }
@@ -211,4 +211,89 @@ fn weights_decide() {
         })
         .collect();
     assert_eq!(chosen, ["a", "b", "b", "b"]);
+}
+
+fn through(post_path: Option<&str>) -> model::TcpProxy {
+    let tunnel = model::TcpTunnel { hostname: "db.test:5432".into(), post_path: post_path.map(Into::into) };
+    model::TcpProxy { tunnel: Some(tunnel), ..proxy_config(&[("a", 1)], Duration::ZERO) }
+}
+
+/// What comes until `end`.
+async fn until(io: &mut TcpStream, end: &str) -> String {
+    let mut got = String::new();
+    while !got.ends_with(end) {
+        got.push(char::from(io.read_u8().await.unwrap()));
+    }
+    got
+}
+
+#[tokio::test]
+async fn a_forward_proxy_is_asked_for_a_tunnel_first() {
+    LocalSet::new()
+        .run_until(async {
+            let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let setup = Setup::new(&[("a", server.local_addr().unwrap())]);
+            let (mut client, task) = setup.client(through(None)).await;
+            let (mut accepted, _) = server.accept().await.unwrap();
+            let head = until(&mut accepted, "\r\n\r\n").await;
+            assert!(head.starts_with("CONNECT db.test:5432 HTTP/1.1\r\n"), "{head}");
+            assert!(head.to_ascii_lowercase().contains("\r\nhost: db.test:5432\r\n"), "{head}");
+            // What follows the head at once belongs to the tunnel.
+            accepted.write_all(b"HTTP/1.1 200 OK\r\n\r\nhello").await.unwrap();
+            assert_eq!(until(&mut client, "hello").await, "hello");
+            client.write_all(b"question").await.unwrap();
+            client.shutdown().await.unwrap();
+            assert_eq!(until(&mut accepted, "question").await, "sniffed question");
+            drop(accepted);
+            task.await.unwrap();
+            assert_eq!(setup.seen.0.lock().last().unwrap(), "closed -");
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_post_carries_both_directions() {
+    LocalSet::new()
+        .run_until(async {
+            let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let setup = Setup::new(&[("a", server.local_addr().unwrap())]);
+            let (mut client, task) = setup.client(through(Some("/tunnel"))).await;
+            let (mut accepted, _) = server.accept().await.unwrap();
+            let head = until(&mut accepted, "\r\n\r\n").await.to_ascii_lowercase();
+            assert!(head.starts_with("post /tunnel http/1.1\r\n"), "{head}");
+            assert!(head.contains("\r\nhost: db.test:5432\r\n") && head.contains("chunked"), "{head}");
+            accepted.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n").await.unwrap();
+            assert_eq!(until(&mut client, "hello").await, "hello");
+            assert_eq!(until(&mut accepted, "sniffed \r\n").await, "8\r\nsniffed \r\n");
+            client.write_all(b"question").await.unwrap();
+            assert_eq!(until(&mut accepted, "question\r\n").await, "8\r\nquestion\r\n");
+            client.shutdown().await.unwrap();
+            assert_eq!(until(&mut accepted, "0\r\n\r\n").await, "0\r\n\r\n");
+            accepted.write_all(b"3\r\nbye\r\n0\r\n\r\n").await.unwrap();
+            let mut rest = String::new();
+            client.read_to_string(&mut rest).await.unwrap();
+            assert_eq!(rest, "bye");
+            task.await.unwrap();
+            assert_eq!(setup.seen.0.lock().last().unwrap(), "closed -");
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_refused_tunnel_ends_the_connection() {
+    LocalSet::new()
+        .run_until(async {
+            for post in [None, Some("/")] {
+                let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let setup = Setup::new(&[("a", server.local_addr().unwrap())]);
+                let (mut client, task) = setup.client(through(post)).await;
+                let (mut accepted, _) = server.accept().await.unwrap();
+                until(&mut accepted, "\r\n\r\n").await;
+                accepted.write_all(b"HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                assert_eq!(client.read(&mut [0; 1]).await.unwrap_or(0), 0);
+                task.await.unwrap();
+                assert_eq!(setup.seen.0.lock().last().unwrap(), "closed UF,URX");
+            }
+        })
+        .await;
 }

@@ -1,14 +1,13 @@
 //! Counters of HTTP managers, by their `stat_prefix`: what Envoy publishes as `http.PREFIX.downstream_*`. A shard a worker,
 //! summed when somebody asks.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
 
 use mesh_api::model::Name;
-use parking_lot::Mutex;
 
 use crate::http::{local_reply::Reason, stats::ExchangeStats};
+use crate::upstream::stats::Living;
 
 /// Counters of all managers of one prefix.
 #[derive(Debug)]
@@ -131,37 +130,31 @@ impl HttpStats {
 /// The counters of all prefixes that a manager has.
 #[derive(Debug)]
 pub struct HttpRegistry {
-    by_prefix: Mutex<BTreeMap<Name, Weak<HttpStats>>>,
+    by_prefix: Living<Name, HttpStats>,
     workers: usize,
 }
 
 impl HttpRegistry {
     /// Nobody is counted yet.
     pub fn new(workers: usize) -> Self {
-        Self { by_prefix: Mutex::default(), workers }
+        Self { by_prefix: Living::default(), workers }
     }
 
     /// The counters of a prefix; kept as long as a manager holds them, so they survive updates.
     pub fn of(&self, prefix: &Name) -> Arc<HttpStats> {
-        let mut all = self.by_prefix.lock();
-        if let Some(known) = all.get(prefix).and_then(Weak::upgrade) {
-            return known;
-        }
-        all.retain(|_, weak| weak.strong_count() > 0);
-        let new = Arc::new(HttpStats::new(self.workers));
-        all.insert(prefix.clone(), Arc::downgrade(&new));
-        new
+        self.by_prefix.of(prefix, || HttpStats::new(self.workers))
     }
 
     /// All that are in use, by prefix.
     pub fn list(&self) -> Vec<(Name, Arc<HttpStats>)> {
-        let all = self.by_prefix.lock();
-        all.iter().filter_map(|(prefix, weak)| Some((prefix.clone(), weak.upgrade()?))).collect()
+        self.by_prefix.list()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderName;
-use mesh_api::model::{self, Fraction, TagValue, TraceProvider, TrafficDirection};
+use mesh_api::model::{self, Fraction, RequestIdTracing, TagValue, TraceProvider, TrafficDirection};
 
 use super::span_export::SpanQueue;
 use super::trace_context::{self, Incoming};
@@ -12,6 +12,7 @@ use crate::config::ConfigError;
 use crate::config::snapshot::Node;
 use crate::http::format::{Format, View};
 use crate::http::message::RequestHead;
+use crate::http::request_id::{self, Reason};
 use crate::http::stats::{ExchangeStats, Needs, TraceContext};
 
 /// A finished span on its way to an exporter.
@@ -52,6 +53,8 @@ pub struct Tracer {
     overall: Fraction,
     server: bool,
     b3: bool,
+    silent: bool,
+    request_id: RequestIdTracing,
     max_path: usize,
     fixed: Vec<(String, String)>,
     custom: Vec<(String, Tag)>,
@@ -122,6 +125,8 @@ impl Tracer {
             overall: tracing.overall_sampling,
             server: direction == TrafficDirection::Inbound,
             b3: matches!(tracing.provider, Some(TraceProvider::Zipkin { .. })),
+            silent: tracing.no_context_propagation,
+            request_id: tracing.request_id,
             max_path: usize::try_from(tracing.max_path_tag).unwrap_or(256),
             fixed,
             custom,
@@ -150,26 +155,50 @@ impl Tracer {
     /// Continues the caller's trace or starts one; the request carries our span upstream.
     pub fn begin(&self, stats: &mut ExchangeStats, head: &mut RequestHead, random: &dyn Fn() -> u64) {
         let incoming = trace_context::read(&head.headers);
-        let share = |f: Fraction| random() % 1_000_000 < u64::from(f.0);
         let asked = incoming.and_then(|i| i.sampled).or_else(|| trace_context::decision_only(&head.headers));
-        let wanted = if head.headers.contains_key(&FORCE) {
-            true
-        } else if let Some(asked) = asked {
-            asked
-        } else if head.headers.contains_key(&CLIENT) {
-            share(self.client)
-        } else {
-            share(self.random)
-        };
+        let by_id = self.by_request_id(stats, head, random);
+        let wanted = asked.unwrap_or(by_id) || head.headers.contains_key(&FORCE);
         let context = TraceContext {
             trace_id: incoming.map_or_else(|| new_trace(random), |i| i.trace_id),
             span_id: random().max(1).to_be_bytes(),
             parent_id: incoming.map(|i| i.span_id),
-            sampled: wanted && share(self.overall),
+            sampled: wanted && (self.overall.0 >= 1_000_000 || random() % 1_000_000 < u64::from(self.overall.0)),
         };
-        let b3 = self.b3 || incoming.as_ref().is_some_and(|i: &Incoming| i.b3);
-        trace_context::write(&context, b3, &mut head.headers);
+        if !self.silent {
+            let b3 = self.b3 || incoming.as_ref().is_some_and(|i: &Incoming| i.b3);
+            trace_context::write(&context, b3, &mut head.headers);
+        }
         stats.trace = Some(Box::new(context));
+    }
+
+    /// What the request id says, or is made to say, of sampling.
+    fn by_request_id(&self, stats: &mut ExchangeStats, head: &mut RequestHead, random: &dyn Fn() -> u64) -> bool {
+        if !self.request_id.decides {
+            return true;
+        }
+        let said = stats.request_id.as_ref().and_then(request_id::reason);
+        if said.is_some_and(|r| r != Reason::Undecided) {
+            return true;
+        }
+        // The number in the id, so that every proxy on the way draws the same; without one, any.
+        let drawn = stats.request_id.as_ref().and_then(request_id::number).unwrap_or_else(random);
+        let share = |f: Fraction| f.0 >= 1_000_000 || drawn % 10_000 * 100 < u64::from(f.0);
+        let reason = if head.headers.contains_key(&CLIENT) && share(self.client) {
+            Reason::Client
+        } else if head.headers.contains_key(&FORCE) {
+            Reason::Forced
+        } else if share(self.random) {
+            Reason::Sampled
+        } else {
+            return false;
+        };
+        if self.request_id.marks
+            && let Some(id) = stats.request_id.as_ref().and_then(|id| request_id::marked(id, reason))
+        {
+            head.headers.insert(request_id::HEADER, id.clone());
+            stats.request_id = Some(id);
+        }
+        true
     }
 
     /// Reports the span of a finished exchange, if it is sampled.
@@ -295,18 +324,28 @@ mod tests {
                 value: TagValue::Header("x-user".into(), "none".into()),
             }],
             max_path_tag: 4,
+            no_context_propagation: false,
+            request_id: RequestIdTracing::default(),
         }
     }
 
     fn run(random: f64, headers: &[(&'static str, &'static str)]) -> (RequestHead, ExchangeStats, Option<Span>) {
+        run_with(&tracing(random), headers)
+    }
+
+    fn run_with(
+        tracing: &model::Tracing,
+        headers: &[(&'static str, &'static str)],
+    ) -> (RequestHead, ExchangeStats, Option<Span>) {
         let queue = SpanQueue::new();
-        let tracer = Tracer::compile(&tracing(random), &Node::default(), TrafficDirection::Inbound, &queue).unwrap();
+        let tracer = Tracer::compile(tracing, &Node::default(), TrafficDirection::Inbound, &queue).unwrap();
         let target = PathAndQuery::from_static("/long/path");
         let mut head = RequestHead::new(Method::GET, Authority::parse("a.test").unwrap(), target);
         for (name, value) in headers {
             head.headers.insert(*name, value.parse().unwrap());
         }
         let mut stats = ExchangeStats::new(Rc::new(testing::conn()), &head);
+        stats.request_id = head.headers.get(request_id::HEADER).cloned();
         let n = Cell::new(7u64);
         tracer.begin(&mut stats, &mut head, &|| {
             n.set(n.get() + 1);
@@ -328,6 +367,46 @@ mod tests {
         let tag = |key: &str| span.tags.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
         assert_eq!((tag("http.url"), tag("user")), (Some("http://a.test/lon"), Some("none")));
         assert!(run(0.0, &[]).2.is_none());
+    }
+
+    const ID: &str = "0000000a-0000-4000-8000-000000000000";
+
+    #[tokio::test]
+    async fn request_ids_decide_and_are_marked() {
+        // The id's number is 10 of 10,000: within 0.2 %, not within 0.1 %.
+        let (head, stats, span) = run(0.2, &[("x-request-id", ID)]);
+        assert!(span.is_some());
+        assert_eq!(head.headers["x-request-id"], "0000000a-0000-9000-8000-000000000000");
+        assert_eq!(stats.request_id.as_ref(), head.headers.get("x-request-id"));
+        let (head, _, span) = run(0.1, &[("x-request-id", ID)]);
+        assert!(span.is_none() && head.headers["x-request-id"] == ID);
+        // Others decided before us.
+        assert!(run(0.0, &[("x-request-id", "ffffffff-0000-9000-8000-000000000000")]).2.is_some());
+        let (head, ..) = run(0.0, &[("x-request-id", ID), ("x-envoy-force-trace", "1")]);
+        assert_eq!(head.headers["x-request-id"], "0000000a-0000-a000-8000-000000000000");
+        // Trace context counts more.
+        let unsampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+        assert!(run(0.2, &[("x-request-id", ID), ("traceparent", unsampled)]).2.is_none());
+    }
+
+    #[tokio::test]
+    async fn without_request_ids_all_are_sampled_and_none_is_marked() {
+        let mut config = tracing(0.0);
+        config.request_id.decides = false;
+        let (head, _, span) = run_with(&config, &[("x-request-id", ID)]);
+        assert!(span.is_some() && head.headers["x-request-id"] == ID);
+        config.request_id = RequestIdTracing { decides: true, marks: false };
+        config.random_sampling = Fraction::ALWAYS;
+        let (head, _, span) = run_with(&config, &[("x-request-id", ID)]);
+        assert!(span.is_some() && head.headers["x-request-id"] == ID);
+    }
+
+    #[tokio::test]
+    async fn spans_are_reported_though_upstreams_are_not_told() {
+        let mut config = tracing(100.0);
+        config.no_context_propagation = true;
+        let (head, _, span) = run_with(&config, &[]);
+        assert!(span.is_some() && !head.headers.contains_key("traceparent"));
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_api::model::OutlierDetection;
+use mesh_api::model::{FailurePercentage, Judged, OutlierDetection, SuccessRate};
 
 use super::{
     Endpoint,
@@ -91,8 +91,24 @@ pub(super) enum Cause {
     Consecutive5xx,
     ConsecutiveGateway,
     ConsecutiveLocal,
-    SuccessRate,
-    FailurePercentage,
+    SuccessRate(Origin),
+    FailurePercentage(Origin),
+}
+
+/// What is counted together: answers of the upstream (with local failures, unless they are split off), or local failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    External,
+    Local,
+}
+
+impl Origin {
+    const ALL: [Self; 2] = [Self::External, Self::Local];
+
+    fn enforcing(self, judged: Option<&Judged>) -> u32 {
+        let [external, local] = judged.map_or([0; 2], |j| j.enforcing);
+        if self == Self::External { external } else { local }
+    }
 }
 
 impl Cause {
@@ -109,12 +125,20 @@ impl Cause {
                 &s.outlier_ejections_detected_consecutive_local_origin_failure,
                 &s.outlier_ejections_enforced_consecutive_local_origin_failure,
             ),
-            Self::SuccessRate => {
+            Self::SuccessRate(Origin::External) => {
                 (&s.outlier_ejections_detected_success_rate, &s.outlier_ejections_enforced_success_rate)
             }
-            Self::FailurePercentage => {
+            Self::SuccessRate(Origin::Local) => (
+                &s.outlier_ejections_detected_local_origin_success_rate,
+                &s.outlier_ejections_enforced_local_origin_success_rate,
+            ),
+            Self::FailurePercentage(Origin::External) => {
                 (&s.outlier_ejections_detected_failure_percentage, &s.outlier_ejections_enforced_failure_percentage)
             }
+            Self::FailurePercentage(Origin::Local) => (
+                &s.outlier_ejections_detected_local_origin_failure_percentage,
+                &s.outlier_ejections_enforced_local_origin_failure_percentage,
+            ),
         }
     }
     fn enforcing(self, cfg: &OutlierDetection) -> u32 {
@@ -123,8 +147,8 @@ impl Cause {
             Self::Consecutive5xx => five_xx,
             Self::ConsecutiveGateway => gateway,
             Self::ConsecutiveLocal => local,
-            Self::SuccessRate => cfg.success_rate.map_or(0, |s| s.3),
-            Self::FailurePercentage => cfg.failure_percentage.map_or(0, |f| f.3),
+            Self::SuccessRate(origin) => origin.enforcing(cfg.success_rate.as_ref().map(|s| &s.judged)),
+            Self::FailurePercentage(origin) => origin.enforcing(cfg.failure_percentage.as_ref().map(|f| &f.judged)),
         }
     }
 }
@@ -164,11 +188,7 @@ fn clear(counter: &AtomicU32) {
 }
 
 fn external(cfg: &OutlierDetection, r: &Record, status: u16) -> Option<Cause> {
-    let error = if cfg.http_errors.is_empty() {
-        status >= 500
-    } else {
-        cfg.http_errors.iter().any(|(from, to)| (*from..=*to).contains(&status))
-    };
+    let error = if cfg.http_errors.is_empty() { status >= 500 } else { cfg.http_errors.contains(&status) };
     if cfg.success_rate.is_some() || cfg.failure_percentage.is_some() {
         r.external.put(!error);
     }
@@ -276,35 +296,34 @@ pub(super) fn sweep(cfg: &OutlierDetection, stats: &ClusterStats, all: &[Arc<End
     if cfg.success_rate.is_none() && cfg.failure_percentage.is_none() {
         return changed;
     }
-    let shown = cfg.success_rate.map_or(0, |s| s.1);
-    for local in [false, true] {
+    let volumes = [cfg.success_rate.map(|s| s.judged), cfg.failure_percentage.map(|f| f.judged)];
+    let shown = volumes.iter().flatten().map(|j| j.request_volume).min().unwrap_or(0);
+    for origin in Origin::ALL {
         let rates: Vec<(&Arc<Endpoint>, f64, u32)> = all
             .iter()
             .map(|e| {
                 let r = &e.state.outlier;
-                let (rate, total) = if local { r.local.take(0) } else { r.external.take(shown) };
+                let counted = if origin == Origin::Local { &r.local } else { &r.external };
+                let (rate, total) = counted.take(shown);
                 (e, rate, total)
             })
             .filter(|(e, _, total)| *total > 0 && !e.state.has(Flag::FailedOutlier))
             .collect();
-        let of_volume = |least: u32| -> Vec<(&Arc<Endpoint>, f64)> {
-            rates.iter().filter(|r| r.2 >= least).map(|r| (r.0, r.1)).collect()
+        // Those with enough requests, if they are enough.
+        let of_volume = |judged: Judged| -> Vec<(&Arc<Endpoint>, f64)> {
+            let who: Vec<_> = rates.iter().filter(|r| r.2 >= judged.request_volume).map(|r| (r.0, r.1)).collect();
+            if who.len() >= judged.minimum_hosts as usize { who } else { vec![] }
         };
-        if let Some((hosts, volume, factor, _)) = cfg.success_rate {
-            let judged = of_volume(volume);
-            if judged.len() >= hosts.max(1) as usize {
-                let threshold = success_threshold(&judged, f64::from(factor) / 1000.0);
-                for (e, _) in judged.iter().filter(|(_, rate)| *rate < threshold) {
-                    changed |= eject(cfg, stats, all, e, Cause::SuccessRate, random);
-                }
+        if let Some(SuccessRate { stdev_factor, judged }) = cfg.success_rate {
+            let judged = of_volume(judged);
+            let threshold = success_threshold(&judged, f64::from(stdev_factor) / 1000.0);
+            for (e, _) in judged.iter().filter(|(_, rate)| *rate < threshold) {
+                changed |= eject(cfg, stats, all, e, Cause::SuccessRate(origin), random);
             }
         }
-        if let Some((threshold, hosts, volume, _)) = cfg.failure_percentage {
-            let judged = of_volume(volume);
-            if judged.len() >= hosts.max(1) as usize {
-                for (e, _) in judged.iter().filter(|(_, rate)| 100.0 - rate >= f64::from(threshold)) {
-                    changed |= eject(cfg, stats, all, e, Cause::FailurePercentage, random);
-                }
+        if let Some(FailurePercentage { threshold, judged }) = cfg.failure_percentage {
+            for (e, _) in of_volume(judged).iter().filter(|(_, rate)| 100.0 - rate >= f64::from(threshold)) {
+                changed |= eject(cfg, stats, all, e, Cause::FailurePercentage(origin), random);
             }
         }
     }
@@ -313,7 +332,7 @@ pub(super) fn sweep(cfg: &OutlierDetection, stats: &ClusterStats, all: &[Arc<End
 
 /// Mean minus a multiple of the standard deviation.
 fn success_threshold(judged: &[(&Arc<Endpoint>, f64)], factor: f64) -> f64 {
-    let n = judged.len() as f64;
+    let n = judged.len().max(1) as f64;
     let mean = judged.iter().map(|(_, r)| r).sum::<f64>() / n;
     let variance = judged.iter().map(|(_, r)| (r - mean).powi(2)).sum::<f64>() / n;
     mean - factor * variance.sqrt()
@@ -369,7 +388,7 @@ mod tests {
         fail(&cfg, &stats, &all, 0, Outcome::Status(502), 1);
         assert_eq!(out(&all), 1);
 
-        let cfg = OutlierDetection { consecutive_5xx: 1, http_errors: vec![(429, 429)], ..loose() };
+        let cfg = OutlierDetection { consecutive_5xx: 1, http_errors: vec![429], ..loose() };
         let all = endpoints(2);
         fail(&cfg, &stats, &all, 0, Outcome::Status(500), 9);
         assert_eq!(out(&all), 0);
@@ -443,7 +462,7 @@ mod tests {
     fn rates_single_out_the_bad_one() {
         let cfg = OutlierDetection {
             consecutive_5xx: 0,
-            success_rate: Some((5, 100, 1900, 100)),
+            success_rate: Some(SuccessRate::enforced([100, 0])),
             max_ejection_percent: 50,
             ..loose()
         };
@@ -460,7 +479,7 @@ mod tests {
         assert_eq!(all[4].state.outlier.success_rate(), Some(40.0));
         assert!(!sweep(&cfg, &stats, &all, &Seeded::new(1)), "the next interval begins empty");
 
-        let cfg = OutlierDetection { success_rate: None, failure_percentage: Some((50, 2, 10, 100)), ..cfg };
+        let cfg = OutlierDetection { success_rate: None, failure_percentage: Some(failing(50, [100, 0])), ..cfg };
         let all = endpoints(3);
         for (i, bad) in [(0, 0), (1, 5), (2, 4)] {
             for k in 0..10 {
@@ -469,5 +488,59 @@ mod tests {
         }
         sweep(&cfg, &stats, &all, &Seeded::new(1));
         assert!(all[1].state.has(Flag::FailedOutlier) && out(&all) == 1);
+        assert_eq!(all[1].state.outlier.success_rate(), Some(50.0));
+    }
+
+    /// Two endpoints with ten requests each are judged.
+    fn failing(threshold: u32, enforcing: [u32; 2]) -> FailurePercentage {
+        FailurePercentage { threshold, judged: Judged { minimum_hosts: 2, request_volume: 10, enforcing } }
+    }
+
+    #[test]
+    fn failures_are_judged_with_enough_hosts_and_requests_only() {
+        let cfg = OutlierDetection { consecutive_5xx: 0, failure_percentage: Some(failing(50, [100, 100])), ..loose() };
+        let swept = |requests: &[(u32, u32)]| {
+            let (stats, all) = (ClusterStats::default(), endpoints(requests.len() as u16));
+            for (e, (bad, good)) in all.iter().zip(requests) {
+                for k in 0..bad + good {
+                    note(&cfg, e, Outcome::Status(if k < *bad { 503 } else { 200 }));
+                }
+            }
+            sweep(&cfg, &stats, &all, &Seeded::new(1));
+            assert_eq!(stats.outlier_ejections_enforced_failure_percentage.get() as usize, out(&all));
+            out(&all)
+        };
+        assert_eq!(swept(&[(5, 5), (0, 10)]), 1);
+        assert_eq!(swept(&[(4, 6), (0, 10)]), 0, "below the threshold");
+        assert_eq!(swept(&[(9, 0), (0, 10)]), 0, "one had too few requests");
+        assert_eq!(swept(&[(9, 0), (0, 10), (5, 5)]), 1, "of two that are judged, one fails");
+        assert_eq!(swept(&[(10, 0)]), 0, "there is nobody else");
+    }
+
+    #[test]
+    fn failures_of_either_origin_are_enforced_apart() {
+        let swept = |enforcing, split_local_origin| {
+            let failure_percentage = Some(failing(50, enforcing));
+            let cfg = OutlierDetection {
+                consecutive_5xx: 0,
+                consecutive_local_origin: 0,
+                split_local_origin,
+                failure_percentage,
+                ..loose()
+            };
+            let (stats, all) = (ClusterStats::default(), endpoints(3));
+            for _ in 0..10 {
+                note(&cfg, &all[0], Outcome::Status(500));
+                note(&cfg, &all[1], Outcome::ConnectFailure);
+                note(&cfg, &all[2], Outcome::Status(200));
+            }
+            sweep(&cfg, &stats, &all, &Seeded::new(1));
+            let local = stats.outlier_ejections_enforced_local_origin_failure_percentage.get();
+            (all.iter().map(|e| e.state.has(Flag::FailedOutlier)).collect::<Vec<_>>(), local)
+        };
+        assert_eq!(swept([100, 0], false), (vec![true, true, false], 0));
+        assert_eq!(swept([0, 100], false), (vec![false, false, false], 0), "nothing is of local origin");
+        assert_eq!(swept([100, 0], true), (vec![true, false, false], 0));
+        assert_eq!(swept([0, 100], true), (vec![false, true, false], 1));
     }
 }

@@ -1,10 +1,16 @@
 //! Counters and gauges of clusters and endpoints: plain relaxed atomics, written by workers, read by admin and metrics.
 //! Knows no metric names but Envoy's field names.
 
-use std::sync::{
-    OnceLock,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
+
+use mesh_api::model::Name;
+use parking_lot::Mutex;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -124,13 +130,69 @@ stats! {
             outlier_ejections_detected_consecutive_local_origin_failure,
             outlier_ejections_enforced_consecutive_local_origin_failure, outlier_ejections_detected_success_rate,
             outlier_ejections_enforced_success_rate, outlier_ejections_detected_failure_percentage,
-            outlier_ejections_enforced_failure_percentage, outlier_ejections_overflow,
+            outlier_ejections_enforced_failure_percentage, outlier_ejections_detected_local_origin_success_rate,
+            outlier_ejections_enforced_local_origin_success_rate,
+            outlier_ejections_detected_local_origin_failure_percentage,
+            outlier_ejections_enforced_local_origin_failure_percentage, outlier_ejections_overflow,
             health_check_attempt, health_check_success, health_check_failure, health_check_network_failure,
         }
         gauges {
             upstream_cx_active, upstream_rq_active, upstream_rq_pending_active,
             membership_total, membership_healthy, membership_degraded, max_host_weight, outlier_ejections_active,
         }
+    }
+}
+
+stats! {
+    /// What Envoy publishes as `vhost.NAME.route.PREFIX.*`, of routes that have a `stat_prefix`.
+    RouteStats {
+        also { codes: Codes }
+        counters {
+            upstream_rq_total, upstream_rq_completed, upstream_rq_timeout, upstream_rq_retry, upstream_rq_retry_success,
+            upstream_rq_retry_overflow, upstream_rq_retry_limit_exceeded,
+        }
+        gauges {}
+    }
+}
+
+impl RouteStats {
+    /// A request is over with this status, whoever made the answer.
+    pub fn ended(&self, status: u16) {
+        self.codes.count(status);
+        self.upstream_rq_completed.inc();
+    }
+}
+
+/// Counters by virtual host and prefix.
+pub type RouteRegistry = Living<(Name, Name), RouteStats>;
+
+/// What is kept by name as long as somebody holds it, so that it survives updates of configuration.
+#[derive(Debug)]
+pub struct Living<K, V>(Mutex<BTreeMap<K, Weak<V>>>);
+
+impl<K, V> Default for Living<K, V> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Ord + Clone, V> Living<K, V> {
+    /// What is known by this name, else what `make` makes.
+    pub fn of(&self, name: &K, make: impl FnOnce() -> V) -> Arc<V> {
+        let mut all = self.0.lock();
+        if let Some(known) = all.get(name).and_then(Weak::upgrade) {
+            return known;
+        }
+        all.retain(|_, weak| weak.strong_count() > 0);
+        let new = Arc::new(make());
+        all.insert(name.clone(), Arc::downgrade(&new));
+        new
+    }
+
+    /// All that are held, by name.
+    pub fn list(&self) -> Vec<(K, Arc<V>)> {
+        let all = self.0.lock();
+        all.iter().filter_map(|(name, weak)| Some((name.clone(), weak.upgrade()?))).collect()
     }
 }
 
@@ -154,6 +216,23 @@ mod tests {
             codes.count(status);
         }
         assert_eq!(codes.seen().collect::<Vec<_>>(), [(200, 2), (503, 1), (599, 1)]);
+    }
+
+    #[test]
+    fn what_is_held_is_known_by_its_name() {
+        let all = RouteRegistry::default();
+        let name: (Name, Name) = ("host".into(), "prefix".into());
+        let first = all.of(&name, RouteStats::default);
+        first.ended(200);
+        let second = all.of(&name, RouteStats::default);
+        drop(first);
+        second.ended(503);
+        assert_eq!(second.codes.seen().collect::<Vec<_>>(), [(200, 1), (503, 1)]);
+        assert_eq!(second.upstream_rq_completed.get(), 2);
+        assert_eq!(all.list().len(), 1);
+        drop(second);
+        assert!(all.list().is_empty());
+        assert_eq!(all.of(&name, RouteStats::default).upstream_rq_completed.get(), 0);
     }
 
     #[test]

@@ -513,6 +513,14 @@ pub struct SessionPersistence {
     pub header: Option<SessionHeader>,
 }
 
+impl SessionPersistence {
+    /// How long its cookie lives: the newer field's word, else the older one's.
+    pub fn lifetime(&self) -> CookieLifetime {
+        let newer = self.cookie.as_ref().and_then(|c| c.lifetime_type);
+        newer.or(self.cookie_config.as_ref().and_then(|c| c.lifetime_type)).unwrap_or_default()
+    }
+}
+
 /// What names a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 pub enum SessionType {

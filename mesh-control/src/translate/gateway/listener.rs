@@ -125,10 +125,12 @@ fn terminate(
     tls: &mesh_api::crd::networking::ServerTls,
     server: &Server,
 ) -> Option<DownstreamTls> {
-    let mut out = server_tls::context(tls)?;
+    let mut out = server_tls::context(tls, request.index.mesh().tls_defaults.as_ref())?;
     if tls.mode == mesh_api::crd::networking::ServerTlsMode::IstioMutual {
         let mesh = inbound::mesh_tls(request.index, server.protocol);
-        out.common.alpn = if server.is_http() { out.common.alpn } else { mesh.common.alpn.clone() };
+        if !server.is_http() && tls.alpn_protocols.is_empty() {
+            out.common.alpn.clone_from(&mesh.common.alpn);
+        }
         out.common.min_version = mesh.common.min_version;
         out.common.max_version = mesh.common.max_version;
         // Names that the server asks for replace "anybody of the mesh".

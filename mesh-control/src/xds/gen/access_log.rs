@@ -1,7 +1,8 @@
 //! Access logs and tracing.
 
 use mesh_api::model::{
-    AccessLog, Comparison, CustomTag, LogFilter, LogFormat, LogSink, Name, TagValue, TraceProvider, Tracing,
+    AccessLog, Comparison, CustomTag, LogFilter, LogFormat, LogSink, Name, RequestIdTracing, TagValue, TraceProvider,
+    Tracing,
 };
 
 use serde_json::Value;
@@ -122,6 +123,17 @@ pub fn tracing(tracing: &Tracing) -> Message {
         .wrapped(7, tracing.max_path_tag)
         .msgs(8, tracing.tags.iter().map(custom_tag))
         .maybe(9, tracing.provider.as_ref().map(provider))
+        .bool(13, tracing.no_context_propagation)
+}
+
+/// `RequestIDExtension`; `None`: as Envoy does by itself.
+pub fn request_id(tracing: &Tracing) -> Option<Message> {
+    const CONFIG: &str = "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig";
+    let RequestIdTracing { decides, marks } = tracing.request_id;
+    (tracing.request_id != RequestIdTracing::default()).then(|| {
+        let config = Message::new().wrapped_bool(1, marks).wrapped_bool(2, decides);
+        Message::new().msg(1, Message::any(CONFIG, config))
+    })
 }
 
 fn custom_tag(tag: &CustomTag) -> Message {

@@ -1,8 +1,9 @@
 //! Clusters.
 
 use mesh_api::model::{
-    CircuitBreakers, Cluster, Discovery, DnsCache, DnsFamily, HealthCheck, HealthCheckKind, HttpUpstream,
-    HttpVersionChoice, LbCommon, LbPolicy, OutlierDetection, SlowStart, TcpKeepalive, TlsMatch,
+    CircuitBreakers, Cluster, Discovery, DnsCache, DnsFamily, FailurePercentage, HealthCheck, HealthCheckKind,
+    HttpUpstream, HttpVersionChoice, LbCommon, LbPolicy, OutlierDetection, SlowStart, SuccessRate, TcpKeepalive,
+    TlsMatch,
 };
 
 use super::endpoint::endpoints;
@@ -30,7 +31,7 @@ pub fn cluster(cluster: &Cluster) -> Message {
         .msg(27, lb_common(&cluster.lb_common))
         .str(28, &cluster.alt_stat_name)
         .bool(31, cluster.close_on_health_failure)
-        .entry(36, HTTP_OPTIONS, Message::any(HTTP_OPTIONS, http_options(&cluster.http)))
+        .entry(36, HTTP_OPTIONS, Message::any(HTTP_OPTIONS, http_options(cluster)))
         .msgs(43, cluster.tls_matches.iter().map(|m| tls_match(cluster, m)));
     let message = match (&cluster.tls, cluster.proxy_protocol) {
         (None, None) => message,
@@ -203,17 +204,39 @@ fn outlier(detection: &OutlierDetection) -> Message {
         .duration(22, detection.max_jitter)
         .maybe(25, detection.always_eject_one.then(|| Message::new().bool(1, true)));
     message = match detection.success_rate {
-        Some((hosts, volume, factor, enforcing)) => {
-            message.wrapped(6, enforcing).wrapped(7, hosts).wrapped(8, volume).wrapped(9, factor)
+        Some(SuccessRate { stdev_factor, judged }) => {
+            let [external, local] = judged.enforcing;
+            let message =
+                message.wrapped(6, external).wrapped(7, judged.minimum_hosts).wrapped(8, judged.request_volume);
+            message.wrapped(9, stdev_factor).wrapped(15, local)
         }
-        None => message.wrapped(6, 0u32),
+        // Left out, Envoy enforces both.
+        None => message.wrapped(6, 0u32).wrapped(15, 0u32),
     };
     match detection.failure_percentage {
-        Some((threshold, hosts, volume, enforcing)) => {
-            message.wrapped(16, threshold).wrapped(17, enforcing).wrapped(19, hosts).wrapped(20, volume)
+        Some(FailurePercentage { threshold, judged }) => {
+            let [external, local] = judged.enforcing;
+            let message = message.wrapped(16, threshold).wrapped(17, external).wrapped(18, local);
+            message.wrapped(19, judged.minimum_hosts).wrapped(20, judged.request_volume)
         }
         None => message,
     }
+}
+
+/// `HttpProtocolOptions.OutlierDetection`: which answers are errors; a `MatchPredicate` over `:status`.
+fn http_errors(statuses: &[u16]) -> Option<Message> {
+    let of_status = |status: &u16| {
+        let exact = Message::new().str(1, &status.to_string());
+        let headers = Message::new().msg(1, Message::new().str(1, ":status").msg(13, exact));
+        Message::new().msg(7, headers)
+    };
+    let predicate = match statuses {
+        [] => return None,
+        // A set holds two rules or more.
+        [one] => of_status(one),
+        several => Message::new().msg(1, Message::new().msgs(1, several.iter().map(of_status))),
+    };
+    Some(Message::new().msg(1, predicate))
 }
 
 fn health_check(check: &HealthCheck) -> Message {
@@ -254,7 +277,8 @@ fn tcp_keepalive(keepalive: &TcpKeepalive) -> Message {
         .wrapped_maybe(3, seconds(keepalive.interval))
 }
 
-fn http_options(http: &HttpUpstream) -> Message {
+fn http_options(cluster: &Cluster) -> Message {
+    let http: &HttpUpstream = &cluster.http;
     let common = Message::new()
         .duration(1, http.idle_timeout)
         .duration_maybe(3, http.max_connection_duration)
@@ -274,6 +298,8 @@ fn http_options(http: &HttpUpstream) -> Message {
     } else {
         message
     };
+    let errors = cluster.outlier.as_ref().and_then(|o| http_errors(&o.http_errors));
+    let message = message.maybe(8, errors);
     match http.version {
         HttpVersionChoice::Http1 => message.msg(3, Message::new().msg(1, Message::new())),
         HttpVersionChoice::Http2 => message.msg(3, Message::new().msg(2, h2())),

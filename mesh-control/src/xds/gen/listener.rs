@@ -6,7 +6,7 @@ use mesh_api::model::{
     SourceType, StripPort, TcpProxy, TrafficDirection, Underscores, Upgrade,
 };
 
-use super::access_log::{access_log, tracing};
+use super::access_log::{access_log, request_id, tracing};
 use super::cluster::{dns_cache, http2_options};
 use super::ext_authz::network_ext_authz;
 use super::http_filter::{http_filter, istio_stats};
@@ -228,7 +228,17 @@ fn tcp_proxy(proxy: &TcpProxy) -> Message {
         .duration(8, proxy.idle_timeout)
         .metadata(9, metadata(&proxy.metadata_match, &mesh_api::model::Origin::default()))
         .msgs(11, hash)
-        .maybe(12, proxy.tunnel_hostname.as_ref().map(|host| Message::new().str(1, host)))
+        .maybe(
+            12,
+            proxy.tunnel.as_ref().map(|tunnel| {
+                let message = Message::new().str(1, &tunnel.hostname).bool(2, tunnel.post_path.is_some());
+                // `/` is what it is without a word.
+                match tunnel.post_path.as_deref() {
+                    None | Some("/") => message,
+                    Some(path) => message.str(5, path),
+                }
+            }),
+        )
         .duration_maybe(13, proxy.max_connection_duration)
 }
 
@@ -305,6 +315,7 @@ fn http_manager_rest(manager: &HttpManager, message: Message) -> Message {
         .bool(33, manager.merge_slashes)
         .uint(34, server_header)
         .msg(35, common_http(manager))
+        .maybe(36, manager.tracing.as_ref().and_then(request_id))
         .bool(37, manager.always_set_request_id_in_response)
         .bool(39, manager.strip_port == StripPort::Matching);
     let message = if manager.stream_error_on_invalid { message.wrapped_bool(40, true) } else { message };

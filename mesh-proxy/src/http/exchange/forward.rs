@@ -21,6 +21,7 @@ use super::body::{Deadlines, RequestCounts, ResponseBody};
 use super::replay::Replay;
 use super::{Exchange, PEER, PEER_ID, Session, grpc_web, mirror, respond, tunnel};
 use crate::upstream::pool::{Leased, SendOptions};
+use crate::upstream::stats::{Counter, RouteStats};
 use crate::upstream::{
     Cluster, Endpoint, ErrorKind, LbContext, Outcome, PickError, Priority, Unresolved, UpstreamError,
     circuit::RetryPermit,
@@ -72,6 +73,8 @@ struct Plan<'r> {
     arrival: Option<Instant>,
     /// Everything must be over by then.
     end: Option<Instant>,
+    /// The route's own counters.
+    counters: Option<&'r RouteStats>,
 }
 
 /// Forwards a request and passes the answer on.
@@ -107,11 +110,21 @@ pub async fn forward(
     let sent = x.tries(&plan, head, body).await;
     match sent {
         Ok((answer, body)) => {
+            if let Some(counters) = plan.counters {
+                counters.ended(answer.status.as_u16());
+            }
             let foreign = x.finish.web.is_some() && answer.tunnel.is_none() && !grpc_web::speaks_grpc(&answer);
             let body = if foreign { Box::pin(grpc_web::words(body)).await } else { body };
             x.answer(&plan, answer, body, downstream)
         }
-        Err(reason) => x.reply(LocalReply::from(reason), None),
+        Err(reason) => {
+            let reply = LocalReply::from(reason);
+            // A client that is gone has no status.
+            if let Some(counters) = plan.counters.filter(|_| reply.status > 0) {
+                counters.ended(reply.status);
+            }
+            x.reply(reply, None)
+        }
     }
 }
 
@@ -141,7 +154,7 @@ impl Exchange {
     fn plan<'r>(
         &mut self,
         found: &'r RouteMatch,
-        route: &Route,
+        route: &'r Route,
         action: &'r Forward,
         head: &mut RequestHead,
     ) -> Result<Plan<'r>, LocalReply> {
@@ -189,6 +202,7 @@ impl Exchange {
             alpn,
             attempt_count: found.host().is_some_and(|h| h.attempt_count_in_request),
             auto_host: matches!(action.host_rewrite, Some(HostRewrite::Auto)),
+            counters: route.counters.as_deref(),
         })
     }
 
@@ -313,6 +327,12 @@ impl Exchange {
     ) -> Option<RetryPermit> {
         let policy = plan.policy.as_deref().filter(|_| again)?;
         let counters = &plan.cluster.stats;
+        let count = |cluster: &Counter, route: fn(&RouteStats) -> &Counter| {
+            cluster.inc();
+            if let Some(counters) = plan.counters {
+                route(counters).inc();
+            }
+        };
         let wanted = match outcome {
             Ok((answer, _)) => policy.wants_answer(answer.status.as_u16(), &answer.headers),
             Err(Ended::Upstream(e)) => policy.wants_failure(Failed::Upstream(e)),
@@ -321,20 +341,20 @@ impl Exchange {
         };
         if !wanted {
             if attempt > 0 && outcome.is_ok() {
-                counters.upstream_rq_retry_success.inc();
+                count(&counters.upstream_rq_retry_success, |r| &r.upstream_rq_retry_success);
             }
             return None;
         }
         if attempt >= policy.retries {
-            counters.upstream_rq_retry_limit_exceeded.inc();
+            count(&counters.upstream_rq_retry_limit_exceeded, |r| &r.upstream_rq_retry_limit_exceeded);
             self.recorder.stats().flags.insert(ResponseFlags::URX);
             return None;
         }
         let permit = plan.cluster.try_retry(plan.priority);
         match &permit {
-            Some(_) => counters.upstream_rq_retry.inc(),
+            Some(_) => count(&counters.upstream_rq_retry, |r| &r.upstream_rq_retry),
             None => {
-                counters.upstream_rq_retry_overflow.inc();
+                count(&counters.upstream_rq_retry_overflow, |r| &r.upstream_rq_retry_overflow);
                 self.recorder.stats().flags.insert(ResponseFlags::UO);
             }
         }
@@ -407,7 +427,7 @@ impl Exchange {
             alpn: alpn.as_deref(),
             server_name: None,
             proxied: Some((session.conn.peer, session.conn.local)),
-            leased: plan.per_try.or(plan.per_try_idle).map(|_| &leased),
+            leased: (plan.per_try.or(plan.per_try_idle).is_some() || plan.counters.is_some()).then_some(&leased),
         };
         let times = &mut self.recorder.stats().times;
         (times.upstream_start, times.upstream_head) = (Some(Instant::now()), None);
@@ -423,6 +443,9 @@ impl Exchange {
                 ended = patience(&request, plan) => Err(ended),
             }
         };
+        if let Some(counters) = plan.counters.filter(|_| leased.is_told()) {
+            counters.upstream_rq_total.inc();
+        }
         match sent {
             Ok((head, body)) => {
                 let stats = self.recorder.stats();
@@ -440,7 +463,12 @@ impl Exchange {
                 if !matches!(ended, Ended::Upstream(_)) && !clients {
                     match ended {
                         Ended::PerTry | Ended::PerTryIdle => plan.cluster.stats.upstream_rq_per_try_timeout.inc(),
-                        _ => plan.cluster.stats.upstream_rq_timeout.inc(),
+                        _ => {
+                            plan.cluster.stats.upstream_rq_timeout.inc();
+                            if let Some(counters) = plan.counters {
+                                counters.upstream_rq_timeout.inc();
+                            }
+                        }
                     }
                     plan.cluster.report(endpoint, Outcome::Status(504), &session.worker.rng);
                 }

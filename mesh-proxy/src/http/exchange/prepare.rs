@@ -11,13 +11,13 @@ use super::super::headers;
 use super::super::local_reply::{LocalReply, Reason};
 use super::super::message::{Authority, RequestHead, Scheme, split_port};
 use super::super::path::{self, Outcome};
+use super::super::request_id::{self, HEADER as REQUEST_ID};
 use super::super::stats::ExchangeStats;
 use super::Session;
 
 const XFF: HeaderName = HeaderName::from_static("x-forwarded-for");
 const XFP: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const EXTERNAL: HeaderName = HeaderName::from_static("x-envoy-external-address");
 
 /// Headers by which this proxy is steered. Filters may set them; from clients they are taken off, all of which count as
@@ -258,8 +258,16 @@ pub fn pem(der: &[u8]) -> String {
 
 fn request_id(session: &Session, head: &mut RequestHead, stats: &mut ExchangeStats) {
     let config = &session.manager.config;
-    if config.use_remote_address && !config.preserve_external_request_id {
-        head.headers.remove(REQUEST_ID);
+    if config.use_remote_address {
+        if !config.preserve_external_request_id {
+            head.headers.remove(REQUEST_ID);
+        } else if config.tracing.as_ref().is_some_and(|t| t.request_id.marks)
+            && let Some(undecided) =
+                head.headers.get(REQUEST_ID).and_then(|id| request_id::marked(id, request_id::Reason::Undecided))
+        {
+            // Who stands outside does not decide what is traced.
+            head.headers.insert(REQUEST_ID, undecided);
+        }
     }
     if config.generate_request_id && !head.headers.contains_key(REQUEST_ID) {
         let rng = &session.worker.rng;

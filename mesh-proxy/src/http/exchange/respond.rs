@@ -10,6 +10,7 @@ use super::super::filters::{Kind, cors::Cors, ext_authz::ResponseChanges, sessio
 use super::super::header_ops::{HeaderOps, append};
 use super::super::headers::GRPC_STATUS;
 use super::super::message::ResponseHead;
+use super::super::request_id::HEADER as REQUEST_ID;
 use super::super::router::{RouteMatch, RouteTable};
 use super::super::stats::{ExchangeStats, capture};
 use super::grpc_web::Web;
@@ -66,7 +67,6 @@ impl Finish {
 
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Applies everything, in Envoy's order: filters, route, host, table; then what the manager adds.
 pub fn finish_head(

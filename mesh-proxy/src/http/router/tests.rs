@@ -28,7 +28,8 @@ fn table(hosts: &[(&[&str], &[(&str, PathMatch)])]) -> Arc<RouteTable> {
         routes: routes.iter().map(|(n, p)| route(n, p.clone())).collect(),
         ..V::default()
     });
-    RouteTable::compile(&RouteConfig { virtual_hosts: hosts.collect(), ..RouteConfig::default() }).unwrap()
+    RouteTable::compile(&RouteConfig { virtual_hosts: hosts.collect(), ..RouteConfig::default() }, &Default::default())
+        .unwrap()
 }
 
 fn found(table: &Arc<RouteTable>, host: &str, path: &str) -> String {

@@ -79,6 +79,10 @@ impl Leased {
         self.at.set(Some(Instant::now()));
         self.told.notify_waiters();
     }
+    /// Whether it got one.
+    pub fn is_told(&self) -> bool {
+        self.at.get().is_some()
+    }
     /// Waits for it.
     pub async fn at(&self) -> Instant {
         loop {

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use mesh_api::model::{
-    AccessLog, Comparison, CustomTag, Fraction, LogFilter, LogFormat, LogSink, LoggedHeaders, Name, TagValue,
-    TraceProvider, Tracing,
+    AccessLog, Comparison, CustomTag, Fraction, LogFilter, LogFormat, LogSink, LoggedHeaders, Name, RequestIdTracing,
+    TagValue, TraceProvider, Tracing,
 };
 use mesh_api::xds::envoy::config::accesslog::v3 as proto;
 use mesh_api::xds::envoy::config::core::v3 as core;
 use mesh_api::xds::envoy::config::trace::v3 as trace;
 use mesh_api::xds::envoy::extensions::access_loggers as loggers;
-use mesh_api::xds::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager;
+use mesh_api::xds::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use mesh_api::xds::envoy::extensions::request_id::uuid::v3 as uuid;
 use mesh_api::xds::envoy::r#type::tracing::v3 as tags;
 use mesh_api::xds::opentelemetry::proto::common::v1 as otlp;
 use serde_json::Value;
@@ -18,7 +19,7 @@ use serde_json::Value;
 use super::Result;
 use super::at::At;
 use super::values::{
-    duration_or, fraction, header_matcher, names, percent, sent_headers, structure, type_name, u32_or, unpack,
+    bool_or, duration_or, fraction, header_matcher, names, percent, sent_headers, structure, type_name, u32_or, unpack,
 };
 
 /// Envoy's default line.
@@ -261,7 +262,7 @@ fn log_filter(at: &At<'_>, f: &proto::AccessLogFilter) -> Result<LogFilter> {
     })
 }
 
-pub fn tracing(at: &At<'_>, t: &http_connection_manager::Tracing) -> Result<Tracing> {
+pub fn tracing(at: &At<'_>, t: &hcm::http_connection_manager::Tracing) -> Result<Tracing> {
     let tags = t.custom_tags.iter().enumerate();
     Ok(Tracing {
         provider: t.provider.as_ref().map(|p| provider(&at.field("provider"), p)).transpose()?,
@@ -270,7 +271,25 @@ pub fn tracing(at: &At<'_>, t: &http_connection_manager::Tracing) -> Result<Trac
         overall_sampling: percent(t.overall_sampling.as_ref(), 100.0),
         tags: tags.map(|(i, tag)| custom_tag(&at.item("custom_tags", i), tag)).collect::<Result<_>>()?,
         max_path_tag: u32_or(t.max_path_tag_length, 256),
+        no_context_propagation: t.no_context_propagation,
+        request_id: RequestIdTracing::default(),
     })
+}
+
+/// What the manager's extension of request ids says of tracing.
+pub fn request_id(at: &At<'_>, extension: &hcm::RequestIdExtension) -> Result<RequestIdTracing> {
+    let any = at.required(extension.typed_config.as_ref())?;
+    let at = at.field("typed_config");
+    match type_name(any) {
+        "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" => {
+            let config: uuid::UuidRequestIdConfig = unpack(&at, any)?;
+            Ok(RequestIdTracing {
+                decides: bool_or(config.use_request_id_for_trace_sampling, true),
+                marks: bool_or(config.pack_trace_reason, true),
+            })
+        }
+        other => at.refuse(format!("{other} is not supported")),
+    }
 }
 
 fn custom_tag(at: &At<'_>, tag: &tags::CustomTag) -> Result<CustomTag> {

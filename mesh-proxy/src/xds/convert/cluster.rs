@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use mesh_api::model::{
-    CircuitBreakers, Cluster, Discovery, EndpointSet, HealthCheck, HealthCheckKind, HttpUpstream, HttpVersionChoice,
-    LbCommon, LbPolicy, OutlierDetection, SlowStart, TcpKeepalive, TlsMatch, ZoneAware,
+    CircuitBreakers, Cluster, Discovery, EndpointSet, FailurePercentage, HeaderValueMatch, HealthCheck,
+    HealthCheckKind, HttpUpstream, HttpVersionChoice, Judged, LbCommon, LbPolicy, OutlierDetection, SlowStart,
+    StringMatcher, StringPattern, SuccessRate, TcpKeepalive, TlsMatch, ZoneAware,
 };
 use mesh_api::xds::envoy::config::cluster::v3 as proto;
+use mesh_api::xds::envoy::config::common::matcher::v3 as matcher;
 use mesh_api::xds::envoy::config::core::v3 as core;
 use mesh_api::xds::envoy::extensions::upstreams::http::v3 as upstreams;
 
@@ -16,7 +18,8 @@ use super::dns_cache;
 use super::endpoint::{Hosts, endpoint_set};
 use super::tls;
 use super::values::{
-    bool_or, duration, duration_opt, duration_or, metadata, percent, socket, structure, type_name, u32_or, unpack,
+    bool_or, duration, duration_opt, duration_or, header_matcher, metadata, percent, socket, structure, type_name,
+    u32_or, unpack,
 };
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -58,7 +61,11 @@ pub fn cluster(at: &At<'_>, c: &proto::Cluster) -> Result<Cluster> {
         out.proxy_protocol = out.proxy_protocol.or(proxy_protocol);
         out.tls_matches.push(entry);
     }
-    out.http = http_upstream(at, c)?;
+    let http_errors;
+    (out.http, http_errors) = http_upstream(at, c)?;
+    if let Some(outlier) = &mut out.outlier {
+        outlier.http_errors = http_errors;
+    }
     if let Some(proto::cluster::ClusterDiscoveryType::ClusterType(custom)) = &c.cluster_discovery_type {
         checks_names(&at.field("cluster_type"), c, custom, &mut out.http)?;
     }
@@ -243,8 +250,21 @@ fn outlier(at: &At<'_>, o: &proto::OutlierDetection) -> Result<OutlierDetection>
     let default = OutlierDetection::default();
     let base_ejection =
         duration_or(&at.field("base_ejection_time"), o.base_ejection_time.as_ref(), default.base_ejection)?;
-    let success_enforcing = u32_or(o.enforcing_success_rate, 100);
-    let failure_enforcing = u32_or(o.enforcing_failure_percentage, 0);
+    let rates = SuccessRate::enforced([
+        u32_or(o.enforcing_success_rate, 100),
+        u32_or(o.enforcing_local_origin_success_rate, 100),
+    ]);
+    let failures = FailurePercentage::enforced([
+        u32_or(o.enforcing_failure_percentage, 0),
+        u32_or(o.enforcing_failure_percentage_local_origin, 0),
+    ]);
+    let judged = |default: Judged, hosts, volume| Judged {
+        minimum_hosts: u32_or(hosts, default.minimum_hosts),
+        request_volume: u32_or(volume, default.request_volume),
+        ..default
+    };
+    // Local failures are apart only when split.
+    let enforced = |j: &Judged| j.enforcing[0] > 0 || o.split_external_local_origin_errors && j.enforcing[1] > 0;
     Ok(OutlierDetection {
         consecutive_5xx: u32_or(o.consecutive_5xx, default.consecutive_5xx),
         consecutive_gateway: u32_or(o.consecutive_gateway_failure, default.consecutive_gateway),
@@ -266,21 +286,13 @@ fn outlier(at: &At<'_>, o: &proto::OutlierDetection) -> Result<OutlierDetection>
             o.max_ejection_time_jitter.as_ref(),
             default.max_jitter,
         )?,
-        success_rate: (success_enforcing > 0).then(|| {
-            (
-                u32_or(o.success_rate_minimum_hosts, 5),
-                u32_or(o.success_rate_request_volume, 100),
-                u32_or(o.success_rate_stdev_factor, 1900),
-                success_enforcing,
-            )
+        success_rate: enforced(&rates.judged).then(|| SuccessRate {
+            stdev_factor: u32_or(o.success_rate_stdev_factor, rates.stdev_factor),
+            judged: judged(rates.judged, o.success_rate_minimum_hosts, o.success_rate_request_volume),
         }),
-        failure_percentage: (failure_enforcing > 0).then(|| {
-            (
-                u32_or(o.failure_percentage_threshold, 85),
-                u32_or(o.failure_percentage_minimum_hosts, 5),
-                u32_or(o.failure_percentage_request_volume, 50),
-                failure_enforcing,
-            )
+        failure_percentage: enforced(&failures.judged).then(|| FailurePercentage {
+            threshold: u32_or(o.failure_percentage_threshold, failures.threshold),
+            judged: judged(failures.judged, o.failure_percentage_minimum_hosts, o.failure_percentage_request_volume),
         }),
         http_errors: vec![],
     })
@@ -367,7 +379,9 @@ fn checks_names(
 }
 
 #[allow(deprecated)] // the fields beside `typed_extension_protocol_options` are still in static files
-fn http_upstream(at: &At<'_>, c: &proto::Cluster) -> Result<HttpUpstream> {
+/// Also the statuses that outlier detection takes for errors.
+fn http_upstream(at: &At<'_>, c: &proto::Cluster) -> Result<(HttpUpstream, Vec<u16>)> {
+    let mut errors = vec![];
     let mut out = HttpUpstream {
         max_requests_per_connection: c.max_requests_per_connection.map(|v| v.value),
         ..HttpUpstream::default()
@@ -389,9 +403,38 @@ fn http_upstream(at: &At<'_>, c: &proto::Cluster) -> Result<HttpUpstream> {
         if type_name(any) != HTTP_OPTIONS {
             return at.refuse(format!("{} is not supported", type_name(any)));
         }
-        typed_options(&at, &unpack(&at, any)?, &mut out)?;
+        let options: upstreams::HttpProtocolOptions = unpack(&at, any)?;
+        typed_options(&at, &options, &mut out)?;
+        if let Some(predicate) = options.outlier_detection.as_ref().and_then(|o| o.error_matcher.as_ref()) {
+            errors = statuses(&at.field("outlier_detection.error_matcher"), predicate)?;
+        }
     }
-    Ok(out)
+    Ok((out, errors))
+}
+
+/// The statuses that a predicate names one by one; it may say nothing else.
+fn statuses(at: &At<'_>, predicate: &matcher::MatchPredicate) -> Result<Vec<u16>> {
+    use matcher::match_predicate::Rule;
+    match at.required(predicate.rule.as_ref())? {
+        Rule::OrMatch(set) => {
+            let each = set.rules.iter().enumerate().map(|(i, rule)| statuses(&at.item("or_match.rules", i), rule));
+            Ok(each.collect::<Result<Vec<_>>>()?.concat())
+        }
+        Rule::HttpResponseHeadersMatch(matching) => {
+            let at = at.field("http_response_headers_match");
+            let [header] = matching.headers.as_slice() else { return at.refuse("must name one header") };
+            let header = header_matcher(&at.item("headers", 0), header)?;
+            match &header.value {
+                HeaderValueMatch::String(StringMatcher { pattern: StringPattern::Exact(status), .. })
+                    if *header.name == *":status" && !header.invert =>
+                {
+                    Ok(vec![status.parse().map_err(|_| at.error(format!("{status:?} is no status")))?])
+                }
+                _ => at.refuse("only exact values of :status are supported"),
+            }
+        }
+        _ => at.refuse("only or_match and http_response_headers_match are supported"),
+    }
 }
 
 fn typed_options(at: &At<'_>, options: &upstreams::HttpProtocolOptions, out: &mut HttpUpstream) -> Result<()> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesh_api::model::{
     ClientCertDetails, Codec, EscapedSlashes, FilterChain, FilterChainMatch, ForwardClientCert, HashSource,
     HttpManager, HttpTimeouts, Listener, ListenerFilter, NetworkFilter, PortRanges, RbacFilter, RouteSource,
-    ServerHeader, SourceType, StripPort, TcpProxy, TrafficDirection, Underscores, Upgrade,
+    ServerHeader, SourceType, StripPort, TcpProxy, TcpTunnel, TrafficDirection, Underscores, Upgrade,
 };
 use mesh_api::xds::envoy::config::core::v3 as core;
 use mesh_api::xds::envoy::config::listener::v3 as proto;
@@ -14,7 +14,7 @@ use mesh_api::xds::envoy::extensions::filters::network;
 use mesh_api::xds::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 
 use super::Result;
-use super::access_log::{access_logs, tracing};
+use super::access_log::{access_logs, request_id, tracing};
 use super::at::At;
 use super::cluster::keepalive;
 use super::dns_cache::dns_cache;
@@ -322,10 +322,24 @@ fn tcp_proxy(at: &At<'_>, p: &network::tcp_proxy::v3::TcpProxy) -> Result<TcpPro
         )?,
         max_connect_attempts: u32_or(p.max_connect_attempts, 1).max(1),
         hash,
-        tunnel_hostname: p.tunneling_config.as_ref().map(|t| t.hostname.as_str().into()),
+        tunnel: p.tunneling_config.as_ref().map(|t| tunnel(&at.field("tunneling_config"), t)).transpose()?,
         access_log: access_logs(at, &p.access_log)?,
         metadata_match: plain_metadata(p.metadata_match.as_ref()),
     })
+}
+
+fn tunnel(at: &At<'_>, t: &network::tcp_proxy::v3::tcp_proxy::TunnelingConfig) -> Result<TcpTunnel> {
+    if t.hostname.is_empty() {
+        return at.field("hostname").refuse("is required");
+    }
+    if t.hostname.contains('%') {
+        return at.field("hostname").refuse("command operators are not supported");
+    }
+    if !t.headers_to_add.is_empty() {
+        return at.field("headers_to_add").refuse("is not supported");
+    }
+    let path = if t.post_path.is_empty() { "/" } else { t.post_path.as_str() };
+    Ok(TcpTunnel { hostname: t.hostname.as_str().into(), post_path: t.use_post.then(|| path.into()) })
 }
 
 fn http_manager(at: &At<'_>, m: &hcm::HttpConnectionManager) -> Result<HttpManager> {
@@ -356,6 +370,12 @@ fn http_manager(at: &At<'_>, m: &hcm::HttpConnectionManager) -> Result<HttpManag
     out.rds_fetch_timeout = duration_or(&at.field("rds.initial_fetch_timeout"), fetch, out.rds_fetch_timeout)?;
     out.access_log = access_logs(at, &m.access_log)?;
     out.tracing = m.tracing.as_ref().map(|t| tracing(&at.field("tracing"), t)).transpose()?;
+    if let Some(extension) = &m.request_id_extension {
+        let how = request_id(&at.field("request_id_extension"), extension)?;
+        if let Some(tracing) = &mut out.tracing {
+            tracing.request_id = how;
+        }
+    }
     http_manager_headers(at, m, &mut out)?;
     http_manager_limits(at, m, &mut out)?;
     Ok(out)
