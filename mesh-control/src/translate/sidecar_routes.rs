@@ -225,9 +225,10 @@ impl<'a> Table<'a> {
                 continue;
             }
             let origin = || Origin { config: config.clone() };
+            // The empty namespace: nobody owns what is no service.
+            let first = self.index().routes_for(vs.namespace(), "", &self.request.view.namespace);
             for host in bare.iter().copied() {
-                // The empty namespace: nobody owns what is no service.
-                if self.index().routes_for(vs.namespace(), "", &self.request.view.namespace) {
+                if first {
                     out.add(host, port, vec![host.clone()], routes.clone(), origin());
                 } else {
                     late.push((host, port, routes.clone(), origin()));

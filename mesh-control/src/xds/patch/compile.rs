@@ -16,6 +16,8 @@ use crate::{index::Stamp, source::object::ObjectKey};
 
 /// Longest expression on versions: versions are short, and compiling costs.
 pub const MAX_VERSION_PATTERN: usize = 1024;
+/// Most bytes of what such an expression becomes; validation refuses what is larger.
+const MAX_VERSION_PROGRAM: usize = 1 << 20;
 
 /// One patch of an EnvoyFilter.
 #[derive(Debug)]
@@ -105,7 +107,7 @@ pub fn compile(object: &ObjectKey, filter: &EnvoyFilter) -> Compiled {
         let version = match matches.proxy.as_ref().map(|p| p.proxy_version.as_str()).filter(|v| !v.is_empty()) {
             None => Version::Any,
             Some(pattern) if pattern.len() > MAX_VERSION_PATTERN => Version::None,
-            Some(pattern) => match regex::Regex::new(pattern) {
+            Some(pattern) => match regex::RegexBuilder::new(pattern).size_limit(MAX_VERSION_PROGRAM).build() {
                 Ok(pattern) => Version::Like(pattern),
                 Err(_) => Version::None,
             },
