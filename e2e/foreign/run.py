@@ -24,6 +24,7 @@ def main():
     import chance_control  # noqa: F401
     import control_bytes  # noqa: F401
     import control_frames  # noqa: F401
+    import control_references  # noqa: F401
     import control_tenants  # noqa: F401
     import grpc_client  # noqa: F401
     import http1_bytes  # noqa: F401

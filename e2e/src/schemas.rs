@@ -15,9 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use mesh_api::crd::{gateway_api, networking, security, telemetry};
-use mesh_control::source::object::Kind;
-use schemars::schema_for;
+use mesh_control::source::{object::Kind, schema};
 use serde_json::Value;
 
 use crate::python::patiently;
@@ -154,43 +152,6 @@ fn served(definition: &Value) -> Option<Vec<Definition>> {
     Some(found)
 }
 
-/// Schema of the type that a kind's `spec` is read into; `None`: a kind of Kubernetes itself.
-fn ours(kind: Kind) -> Option<Value> {
-    let schema = match kind {
-        Kind::VirtualService => schema_for!(networking::VirtualService),
-        Kind::DestinationRule => schema_for!(networking::DestinationRule),
-        Kind::IstioGateway => schema_for!(networking::Gateway),
-        Kind::ServiceEntry => schema_for!(networking::ServiceEntry),
-        Kind::WorkloadEntry => schema_for!(networking::WorkloadEntry),
-        Kind::WorkloadGroup => schema_for!(networking::WorkloadGroup),
-        Kind::Sidecar => schema_for!(networking::Sidecar),
-        Kind::ProxyConfig => schema_for!(networking::ProxyConfig),
-        Kind::EnvoyFilter => schema_for!(networking::EnvoyFilter),
-        Kind::PeerAuthentication => schema_for!(security::PeerAuthentication),
-        Kind::RequestAuthentication => schema_for!(security::RequestAuthentication),
-        Kind::AuthorizationPolicy => schema_for!(security::AuthorizationPolicy),
-        Kind::Telemetry => schema_for!(telemetry::Telemetry),
-        Kind::GatewayClass => schema_for!(gateway_api::GatewayClass),
-        Kind::Gateway => schema_for!(gateway_api::Gateway),
-        Kind::HttpRoute => schema_for!(gateway_api::HttpRoute),
-        Kind::GrpcRoute => schema_for!(gateway_api::GrpcRoute),
-        Kind::ReferenceGrant => schema_for!(gateway_api::ReferenceGrant),
-        Kind::TlsRoute => schema_for!(gateway_api::TlsRoute),
-        Kind::TcpRoute => schema_for!(gateway_api::TcpRoute),
-        Kind::BackendTlsPolicy => schema_for!(gateway_api::BackendTlsPolicy),
-        Kind::ListenerSet => schema_for!(gateway_api::ListenerSet),
-        Kind::Namespace
-        | Kind::Service
-        | Kind::EndpointSlice
-        | Kind::Pod
-        | Kind::Secret
-        | Kind::ConfigMap
-        | Kind::Ingress
-        | Kind::IngressClass => return None,
-    };
-    Some(schema.to_value())
-}
-
 /// A difference with its object: `group Kind`, or `group/version Kind` when not all versions have it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Difference {
@@ -225,7 +186,7 @@ fn all_differences(published: &[Definition]) -> Result<BTreeSet<Difference>> {
             found.insert(difference(None, "", &DifferenceKind::NotServed));
             continue;
         };
-        let ours = ours(kind).with_context(|| format!("{kind} has no type"))?;
+        let ours = schema::of(kind).with_context(|| format!("{kind} has no type"))?;
         for version in kind.versions().iter().filter(|v| !versions.contains_key(*v)) {
             found.insert(difference(Some(version), "", &DifferenceKind::NotPublished));
         }
@@ -338,7 +299,7 @@ kind: ConfigMap
     /// Our own schemas as if they were published, in every version that we serve.
     fn as_ours() -> Vec<Definition> {
         let published = |kind: Kind| {
-            let (ours, spec) = (ours(kind).unwrap(), json!({"type": "object", "properties": {}}));
+            let (ours, spec) = (schema::of(kind).unwrap(), json!({"type": "object", "properties": {}}));
             // References lead nowhere in a published schema: only kinds that a test changes have fields.
             let schema = if kind == Kind::WorkloadEntry { ours } else { spec };
             kind.versions().iter().map(move |version| Definition {
@@ -354,7 +315,7 @@ kind: ConfigMap
     #[test]
     fn every_kind_with_a_published_schema_has_a_type() {
         for kind in Kind::ALL {
-            assert_eq!(ours(kind).is_none(), kind.is_core(), "{kind}");
+            assert_eq!(schema::of(kind).is_none(), kind.is_core(), "{kind}");
         }
     }
 

@@ -9,6 +9,8 @@ pub mod app;
 pub mod ca;
 #[cfg(test)]
 mod chance_tests;
+#[cfg(test)]
+mod field_tests;
 pub mod hash;
 pub mod index;
 pub mod jwks;

@@ -90,6 +90,8 @@ pub struct HttpManager {
     pub xff_num_trusted_hops: u32,
     /// Do not add the peer to `x-forwarded-for`.
     pub skip_xff_append: bool,
+    /// At the edge: tell the port that clients reached in `x-forwarded-port` (`append_x_forwarded_port`).
+    pub append_x_forwarded_port: bool,
     /// `x-forwarded-client-cert` handling.
     pub forward_client_cert: ForwardClientCert,
     /// What is written into `x-forwarded-client-cert`.
@@ -157,6 +159,7 @@ impl HttpManager {
             use_remote_address: false,
             xff_num_trusted_hops: 0,
             skip_xff_append: false,
+            append_x_forwarded_port: false,
             forward_client_cert: ForwardClientCert::Sanitize,
             client_cert_details: ClientCertDetails::default(),
             generate_request_id: true,

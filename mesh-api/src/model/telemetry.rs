@@ -159,7 +159,28 @@ pub enum TraceProvider {
     /// OTLP over HTTP.
     OtlpHttp { cluster: Name, uri: Name, service_name: Name, timeout: Duration, headers: Vec<(Name, Name)> },
     /// Zipkin JSON v2.
-    Zipkin { cluster: Name, path: Name, hostname: Name, trace_id_128: bool, shared_span: bool },
+    Zipkin(Zipkin),
+}
+
+/// A collector that takes Zipkin's JSON, version 2.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Zipkin {
+    /// Cluster of the collector.
+    pub cluster: Name,
+    /// Path of its requests.
+    pub path: Name,
+    /// Their host.
+    pub hostname: Name,
+    /// Trace ids have 128 bits.
+    pub trace_id_128: bool,
+    /// Client and server share a span.
+    pub shared_span: bool,
+    /// How long a request may take; zero: as the proxy likes.
+    pub timeout: Duration,
+    /// Sent with each request.
+    pub headers: Vec<(Name, Name)>,
+    /// Context is told in W3C's headers, too, and taken from them where B3's are missing.
+    pub w3c: bool,
 }
 
 /// A span tag.

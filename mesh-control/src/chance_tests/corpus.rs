@@ -5,26 +5,56 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 /// What every history begins with.
-pub(super) const MESH: &str = include_str!("../../testdata/chance/mesh.yaml");
+pub(crate) const MESH: &str = include_str!("../../testdata/chance/mesh.yaml");
 const WIDE: &str = include_str!("../../testdata/wide/in.yaml");
+
+/// What a step of a behaviour case declares.
+pub(crate) struct Scene {
+    /// `AREA/NAME` of the case.
+    pub(crate) case: String,
+    /// Objects are to be refused.
+    pub(crate) refused: bool,
+    /// Settings of the mesh that differ from the usual.
+    pub(crate) mesh: Map<String, Value>,
+    /// Objects.
+    pub(crate) objects: Vec<Value>,
+}
+
+/// Every step of every behaviour case, by name of the case.
+pub(crate) fn scenes() -> Vec<Scene> {
+    scenes_below("../e2e/cases")
+}
+
+/// Every step of every file below a folder that has the form of behaviour cases.
+pub(crate) fn scenes_below(folder: &str) -> Vec<Scene> {
+    let mut out = Vec::new();
+    for file in case_files(folder) {
+        let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let whole: Value = mesh_api::yaml::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let steps = whole.get("steps").and_then(Value::as_array).into_iter().flatten();
+        for part in std::iter::once(&whole).chain(steps) {
+            let mesh = part.get("mesh").or_else(|| whole.get("mesh"));
+            let mesh = mesh.and_then(Value::as_object).cloned().unwrap_or_default();
+            let name = |p: &Path| p.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let case = format!("{}/{}", file.parent().map(name).unwrap_or_default(), name(&file));
+            let objects = part.get("objects").and_then(Value::as_str).map(documents);
+            let refused = whole.get("objects_invalid").is_some_and(|v| v == true);
+            out.extend(objects.map(|objects| Scene { case, refused, mesh, objects }));
+        }
+    }
+    out
+}
 
 /// All objects; many have the same name.
 pub(super) fn objects() -> Vec<Value> {
     let mut out = documents(WIDE);
-    for file in case_files() {
-        let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        let case: Value = mesh_api::yaml::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        let steps = case.get("steps").and_then(Value::as_array).into_iter().flatten();
-        for part in std::iter::once(&case).chain(steps) {
-            out.extend(part.get("objects").and_then(Value::as_str).map(documents).unwrap_or_default());
-        }
-    }
+    out.extend(scenes().into_iter().flat_map(|s| s.objects));
     assert!(out.len() > 1000, "the behaviour cases have {} objects", out.len());
     out
 }
 
-fn case_files() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../e2e/cases");
+fn case_files(folder: &str) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut files: Vec<PathBuf> = walk(&root);
     files.sort();
     files
@@ -45,7 +75,7 @@ fn walk(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Documents of a manifest that parse.
-pub(super) fn documents(text: &str) -> Vec<Value> {
+pub(crate) fn documents(text: &str) -> Vec<Value> {
     let documents =
         text.split("\n---").filter_map(|d| mesh_api::yaml::from_str::<Value>(d.trim_start_matches("---")).ok());
     documents.filter(Value::is_object).collect()
@@ -73,7 +103,7 @@ pub(super) fn places(value: &Value) -> Vec<String> {
 }
 
 /// Takes a place away.
-pub(super) fn remove(value: &mut Value, place: &str) {
+pub(crate) fn remove(value: &mut Value, place: &str) {
     let Some((parent, key)) = place.rsplit_once('/') else { return };
     match value.pointer_mut(parent) {
         Some(Value::Object(map)) => drop(map.remove(&key.replace("~1", "/").replace("~0", "~"))),

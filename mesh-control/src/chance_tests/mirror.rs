@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A proxy and what it holds.
-pub(super) struct Mirror {
+pub(crate) struct Mirror {
     /// As it says it is, before the index adds what it knows.
     proxy: ProxyView,
     view: ProxyView,
@@ -23,7 +23,7 @@ pub(super) struct Mirror {
 }
 
 impl Mirror {
-    pub(super) fn new(proxy: ProxyView, translator: &Translator, index: &Index) -> Self {
+    pub(crate) fn new(proxy: ProxyView, translator: &Translator, index: &Index) -> Self {
         let mut mirror = Self { view: index.view(proxy.clone()), proxy, held: Default::default() };
         mirror.follow(translator, index, &Affected::all());
         mirror
@@ -35,7 +35,7 @@ impl Mirror {
     }
 
     /// Learns of a change.
-    pub(super) fn learn(&mut self, translator: &Translator, index: &Index, change: &ChangeSet) {
+    pub(crate) fn learn(&mut self, translator: &Translator, index: &Index, change: &ChangeSet) {
         let reach = translator.reach(index, change);
         let mut affected = if reach.all { translator.affected(index, change, &self.view) } else { Affected::none() };
         for (ty, name) in reach.names {
@@ -108,6 +108,14 @@ impl Mirror {
             }
         }
         out
+    }
+
+    /// What is held, as one number.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+        let mut all = DefaultHasher::new();
+        self.held.iter().flatten().for_each(|(name, e)| (name, e.hash()).hash(&mut all));
+        all.finish()
     }
 
     /// Resources held.

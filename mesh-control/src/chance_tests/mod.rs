@@ -3,10 +3,11 @@
 //! The objects come from the behaviour cases and from the wide configuration. A failure names its seed;
 //! `MESH_CHANCE=SEED,FACTOR,EVERY` sets it, by how much the run is longer, and after how many edits proxies are looked at.
 
-mod corpus;
+pub(crate) mod corpus;
 mod edits;
 mod fields;
-mod mirror;
+pub(crate) mod mirror;
+mod precedence;
 
 use rand::{SeedableRng as _, rngs::StdRng};
 

@@ -10,4 +10,5 @@ mod kept;
 pub mod manifest;
 pub mod object;
 mod position;
+pub mod schema;
 pub mod watch;

@@ -18,6 +18,7 @@ use mesh_api::{
 use super::{
     filter_names as names,
     policy::{Authorization, Guard},
+    proxy_headers,
     telemetry::SideTelemetry,
 };
 
@@ -117,8 +118,7 @@ impl ChainEnv<'_> {
                 out.client_cert_details = ClientCertDetails { cert: true, ..details };
             }
         }
-        let headers = self.settings.proxy_headers.as_ref().or(self.mesh.default_config.proxy_headers.as_ref());
-        let Some(headers) = headers else { return };
+        let Some(headers) = proxy_headers::of(self.settings, self.mesh) else { return };
         if let Some(server) = &headers.server {
             if server.disabled == Some(true) {
                 out.server_header = ServerHeader::PassThrough;
@@ -126,13 +126,14 @@ impl ChainEnv<'_> {
                 out.server_name = Some(server.value.as_str().into());
             }
         }
-        let off =
-            |flag: &Option<mesh_api::meshconfig::DisabledFlag>| flag.as_ref().is_some_and(|f| f.disabled == Some(true));
-        out.generate_request_id = !off(&headers.request_id) && !off(&headers.generate_request_id);
-        if self.class == Class::Inbound
-            && let Some(word) = client_cert_word(&headers.forwarded_client_cert)
-        {
-            out.forward_client_cert = word;
+        let off = proxy_headers::off;
+        out.generate_request_id = !off(headers.request_id.as_ref()) && !off(headers.generate_request_id.as_ref());
+        out.append_x_forwarded_port = proxy_headers::on(headers.x_forwarded_port.as_ref());
+        if self.class == Class::Inbound {
+            if let Some(word) = client_cert_word(&headers.forwarded_client_cert) {
+                out.forward_client_cert = word;
+            }
+            out.client_cert_details = proxy_headers::client_cert_details(headers, out.client_cert_details.clone());
         }
     }
 
@@ -199,7 +200,10 @@ impl ChainEnv<'_> {
             let name = if i == 0 { name.to_owned() } else { format!("{name}.{}", i + 1) };
             out.push(named(&name, HttpFilterKind::DynamicForwardProxy(Box::new(cache.clone()))));
         }
-        out.push(named(names::ROUTER, HttpFilterKind::Router(RouterFilter::default())));
+        let headers = proxy_headers::of(self.settings, self.mesh);
+        let silent = proxy_headers::off(headers.and_then(|h| h.envoy_debug_headers.as_ref()));
+        let router = RouterFilter { suppress_envoy_headers: silent, ..RouterFilter::default() };
+        out.push(named(names::ROUTER, HttpFilterKind::Router(router)));
         out
     }
 

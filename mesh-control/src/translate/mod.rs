@@ -27,6 +27,7 @@ pub mod name_table;
 pub mod outbound;
 pub mod patches;
 pub mod policy;
+pub mod proxy_headers;
 mod request_authn;
 pub mod routes;
 pub mod rule_parts;

@@ -299,9 +299,8 @@ impl Index {
 fn is_attached(object: &Object, spec: &EnvoyFilter, view: &ProxyView) -> bool {
     if !spec.target_refs.is_empty() {
         let Some(gateway) = super::gateway_api::gateway_name(view) else { return false };
-        let in_own = |namespace: &str| namespace.is_empty() || *namespace == *view.namespace;
         return object.key.namespace == view.namespace
-            && spec.target_refs.iter().any(|t| in_own(&t.namespace) && super::policy::is_gateway(t, gateway));
+            && spec.target_refs.iter().any(|t| super::policy::is_gateway(t, gateway));
     }
     let labels = spec.workload_selector.as_ref().map(|s| &s.labels);
     labels.is_none_or(|labels| mesh_api::labels::selects(labels, &view.labels))

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use mesh_api::{labels::Labels, model::Name};
 
-use super::{cache::Cache, gateway, lookups::Relevance, sidecar_routes, translator::Request};
+use super::{
+    cache::Cache, gateway, lookups::Relevance, proxy_headers::RouteHeaders, sidecar_routes, translator::Request,
+};
 use crate::{
     index::{ServiceKey, Stamp},
     source::object::{Kind, ObjectKey},
@@ -23,6 +25,7 @@ pub struct Key {
     namespace: Name,
     sidecar: Option<ObjectKey>,
     captures_dns: bool,
+    headers: RouteHeaders,
     /// Those that rules ask for; of gateways all, they tell the Gateways.
     labels: Labels,
     /// Of gateways only: ports of their services.
@@ -56,6 +59,7 @@ impl Routes {
             namespace: view.namespace.clone(),
             sidecar: view.sidecar.clone(),
             captures_dns: !gateway && view.captures_dns(),
+            headers: RouteHeaders::of(&view.proxy_config, request.index.mesh()),
             labels: if gateway { (*view.labels).clone() } else { self.relevance.labels(request) },
             targets: if gateway {
                 view.targets.iter().map(|t| (t.service.key.clone(), t.port.port, t.target_port)).collect()
@@ -63,9 +67,13 @@ impl Routes {
                 vec![]
             },
         };
+        let headers = key.headers;
         self.cache.get(name, key, basis(request), || {
             let made = if gateway { gateway::routes(request, name) } else { sidecar_routes::generate(request, name) };
-            made.map(|r| Encoded::route(&r))
+            made.map(|mut routes| {
+                headers.apply(&mut routes);
+                Encoded::route(&routes)
+            })
         })
     }
 }

@@ -11,7 +11,7 @@ use mesh_api::{
     meshconfig::{AccessLogEncoding, AlsProvider, ExtensionProvider, MeshConfig},
     model::{
         AccessLog, CustomTag, Fraction, IstioStats, LogFilter, LogFormat, LogSink, LoggedHeaders, Name,
-        RequestIdTracing, TagValue, TraceProvider, Tracing,
+        RequestIdTracing, TagValue, TraceProvider, Tracing, Zipkin,
     },
     names::{ClusterName, complete_host},
 };
@@ -357,13 +357,16 @@ fn exporter(index: &Index, view: &ProxyView, p: &ExtensionProvider) -> Option<Tr
         });
     }
     let z = p.zipkin.as_ref()?;
-    Some(TraceProvider::Zipkin {
+    Some(TraceProvider::Zipkin(Zipkin {
         cluster: provider_cluster(index, &z.service, z.port),
         path: if z.path.is_empty() { "/api/v2/spans".into() } else { z.path.as_str().into() },
         hostname: z.service.rsplit('/').next().unwrap_or_default().into(),
         trace_id_128: !z.enable64bit_trace_id,
         shared_span: false,
-    })
+        timeout: z.timeout.map_or(Duration::ZERO, |d| d.0),
+        headers: sent_headers(&z.headers),
+        w3c: z.trace_context_option == "USE_B3_WITH_W3C_PROPAGATION",
+    }))
 }
 
 fn workload_name(view: &ProxyView) -> &str {

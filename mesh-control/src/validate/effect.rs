@@ -13,8 +13,23 @@ type Row = (Kind, &'static str, &'static str);
 /// What a proxy has from the one who starts it.
 const AT_START: &str = "proxies have it from their flags and environment; defaultConfig is not handed to them yet";
 
-/// What our own proxy writes.
-const FILES_ONLY: &str = "mesh-proxy writes access logs to files and streams only yet; stock Envoy sends them";
+/// Of names that nothing but people read.
+const FOR_PEOPLE: &str = "this name is for people";
+
+/// Of the older ways to name a tracer.
+const NO_PROVIDER: &str = "name an extension provider in defaultProviders.tracing or in a Telemetry";
+
+/// Of options that implementations may define.
+const NO_OPTIONS: &str = "there are none";
+
+/// Of what goes with a deployment.
+const NOT_DEPLOYED: &str = "gateways are not deployed yet";
+
+/// Of what spans tell beside their own.
+const SERVICE_NAME: &str = "spans tell their sender by service.name and Istio's tags only";
+
+/// Of ports' older field.
+const TARGET_PORT: &str = "Istio deprecates this field and does not read it";
 
 /// Of a balancer.
 const NO_LOAD_REPORTS: &str = "the load that endpoints report is not read yet";
@@ -39,15 +54,20 @@ const TABLE: &[Row] = &[
     (Kind::ConfigMap, "data.mesh.hboneIdleTimeout", "HBONE is not spoken yet"),
     (Kind::ConfigMap, "data.mesh.meshMTLS.cipherSuites", "TLS between workloads is 1.3 with its own suites"),
     (Kind::ConfigMap, "data.mesh.meshMTLS.minProtocolVersion", "TLS between workloads is 1.3 always"),
+    (Kind::ConfigMap, "data.mesh.ingressService", "the status of Ingresses is not written yet"),
     (Kind::ConfigMap, "data.mesh.serviceEntryVisibility", "ServiceEntries are visible by their exportTo"),
     (Kind::ConfigMap, "data.mesh.serviceScopeConfigs", "is for ambient meshes"),
     (Kind::ConfigMap, "data.mesh.serviceSettings", "there is one cluster"),
     (Kind::ConfigMap, "data.mesh.thriftConfig", "was removed from Istio"),
     (Kind::ConfigMap, "data.mesh.verifyCertificateAtClient", "clients verify certificates always"),
     (Kind::ConfigMap, "data.mesh.extensionProviders[].datadog", "this provider is not used yet"),
-    (Kind::ConfigMap, "data.mesh.extensionProviders[].envoyHttpAls", FILES_ONLY),
-    (Kind::ConfigMap, "data.mesh.extensionProviders[].envoyOtelAls", FILES_ONLY),
-    (Kind::ConfigMap, "data.mesh.extensionProviders[].envoyTcpAls", FILES_ONLY),
+    (
+        Kind::ConfigMap,
+        "data.mesh.extensionProviders[].opentelemetry.dynatraceSampler",
+        "sampling follows randomSamplingPercentage",
+    ),
+    (Kind::ConfigMap, "data.mesh.extensionProviders[].opentelemetry.resourceDetectors", SERVICE_NAME),
+    (Kind::ConfigMap, "data.mesh.extensionProviders[].opentelemetry.serviceAttributeEnrichment", SERVICE_NAME),
     (Kind::ConfigMap, "data.mesh.extensionProviders[].lightstep", "was removed from Istio"),
     (Kind::ConfigMap, "data.mesh.extensionProviders[].opencensus", "was removed from Istio"),
     (Kind::ConfigMap, "data.mesh.extensionProviders[].sds", "this provider is not used yet"),
@@ -77,6 +97,16 @@ const TABLE: &[Row] = &[
     (Kind::ConfigMap, "data.mesh.defaultConfig.privateKeyProvider", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.proxyAdminPort", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.proxyBootstrapTemplatePath", AT_START),
+    (
+        Kind::ConfigMap,
+        "data.mesh.defaultConfig.proxyHeaders.metadataExchangeHeaders",
+        "as with IN_MESH, metadata of peers never goes to hosts outside the mesh",
+    ),
+    (
+        Kind::ConfigMap,
+        "data.mesh.defaultConfig.proxyHeaders.preserveHttp1HeaderCase",
+        "proxies write the names of headers in lower case",
+    ),
     (Kind::ConfigMap, "data.mesh.defaultConfig.proxyMetadata", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.proxyStatsMatcher", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.readinessProbe", AT_START),
@@ -88,6 +118,12 @@ const TABLE: &[Row] = &[
     (Kind::ConfigMap, "data.mesh.defaultConfig.statsdUdpAddress", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.statusPort", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.terminationDrainDuration", AT_START),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.tracing.datadog", NO_PROVIDER),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.tracing.lightstep", NO_PROVIDER),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.tracing.openCensusAgent", NO_PROVIDER),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.tracing.stackdriver", NO_PROVIDER),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.tracing.tlsSettings", NO_PROVIDER),
+    (Kind::ConfigMap, "data.mesh.defaultConfig.tracing.zipkin", NO_PROVIDER),
     (Kind::ConfigMap, "data.mesh.defaultConfig.tracingServiceName", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.zipkin", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.zipkinAddress", AT_START),
@@ -104,17 +140,39 @@ const TABLE: &[Row] = &[
     ),
     (Kind::Gateway, "spec.defaultScope", "routes attach by parentRefs only"),
     (Kind::Gateway, "spec.tls.backend", "gateways present no certificate to backends yet"),
-    (Kind::Gateway, "spec.addresses", "addresses are what the gateway's process listens on"),
-    (Kind::Gateway, "spec.infrastructure", "gateways are not deployed yet"),
+    (Kind::Gateway, "spec.addresses[].routability", "addresses are what the gateway's process listens on"),
+    (Kind::Gateway, "spec.infrastructure", NOT_DEPLOYED),
+    (Kind::Gateway, "spec.listeners[].tls.options", NO_OPTIONS),
+    (Kind::ListenerSet, "spec.listeners[].tls.options", NO_OPTIONS),
+    (Kind::GatewayClass, "spec.description", FOR_PEOPLE),
+    (Kind::GatewayClass, "spec.parametersRef", NOT_DEPLOYED),
+    (Kind::TlsRoute, "spec.rules[].name", FOR_PEOPLE),
+    (Kind::TcpRoute, "spec.rules[].name", FOR_PEOPLE),
     (Kind::HttpRoute, "spec.rules[].sessionPersistence.idleTimeout", NO_IDLE_SESSIONS),
     (Kind::GrpcRoute, "spec.rules[].sessionPersistence.idleTimeout", NO_IDLE_SESSIONS),
     (Kind::HttpRoute, "spec.useDefaultGateways", "routes attach by parentRefs only"),
     (Kind::GrpcRoute, "spec.useDefaultGateways", "routes attach by parentRefs only"),
     (Kind::TlsRoute, "spec.useDefaultGateways", "routes attach by parentRefs only"),
     (Kind::TcpRoute, "spec.useDefaultGateways", "routes attach by parentRefs only"),
-    (Kind::BackendTlsPolicy, "spec.options", "there are none"),
+    (Kind::BackendTlsPolicy, "spec.options", NO_OPTIONS),
     (Kind::Ingress, "spec.defaultBackend", "as under Istio, requests that no rule takes are answered 404"),
     (Kind::Ingress, "spec.rules[].http.paths[].backend.resource", "only services are backends"),
+    (Kind::IstioGateway, "spec.servers[].name", FOR_PEOPLE),
+    (
+        Kind::IstioGateway,
+        "spec.servers[].tls.tlsCertificates[].caCertificates",
+        "clients are checked by the server's own caCertificates",
+    ),
+    (
+        Kind::Sidecar,
+        "spec.inboundConnectionPool.http.h2UpgradePolicy",
+        "requests reach the application in the protocol of its port",
+    ),
+    (Kind::IstioGateway, "spec.servers[].port.targetPort", TARGET_PORT),
+    (Kind::Sidecar, "spec.egress[].port.name", FOR_PEOPLE),
+    (Kind::Sidecar, "spec.egress[].port.targetPort", TARGET_PORT),
+    (Kind::ServiceEntry, "spec.endpoints[].network", "there is one network"),
+    (Kind::WorkloadEntry, "spec.network", "there is one network"),
     (Kind::IstioGateway, "spec.servers[].defaultEndpoint", "Istio declares this field and does not implement it"),
     (Kind::EnvoyFilter, "spec.configPatches[].match.listener.portName", "as under Istio, ports are matched by number"),
     (Kind::EnvoyFilter, "spec.configPatches[].match.waypoint", NO_WAYPOINTS),
@@ -194,7 +252,14 @@ fn is_no_gateway(target: &Value) -> bool {
     target.get("kind").is_none_or(|k| k != "Gateway") || target.get("group").is_none_or(|g| g != gateway_api::GROUP)
 }
 
-/// A protocol, or the name of a port that begins with one.
+/// Why a field has no effect; `path` begins with `spec` or `data`, `[]` are every item. `None`: it has one.
+#[cfg(test)]
+pub fn why_without(kind: Kind, path: &str) -> Option<&'static str> {
+    let within =
+        |row: &str| path.strip_prefix(row).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[', '{']));
+    TABLE.iter().find(|(k, row, _)| *k == kind && within(row)).map(|(_, _, why)| *why)
+}
+
 /// What of a manifest has no effect.
 pub fn without_effect(kind: Kind, manifest: &Value) -> Vec<Finding> {
     let mut findings = Vec::new();

@@ -56,9 +56,7 @@ pub(super) fn envoy_filter(filter: &EnvoyFilter, out: &mut Report) {
         }
     }
     for (i, target) in filter.target_refs.iter().enumerate() {
-        if target.name.is_empty() || target.kind.is_empty() {
-            out.error(format!("spec.targetRefs[{i}]"), "kind and name are required");
-        }
+        super::security::target_ref(&format!("spec.targetRefs[{i}]"), target, out);
     }
     for (i, config) in filter.config_patches.iter().enumerate() {
         config_patch(i, config, out);

@@ -19,6 +19,8 @@ pub(crate) mod sound;
 mod traffic_policy;
 
 pub use conventions::suppressed;
+#[cfg(test)]
+pub(crate) use effect::why_without;
 pub use effect::without_effect;
 pub use finding::{Finding, Level};
 pub use mesh_config::{MESH_CONFIG, decode as decode_mesh_config, is_mesh_config, resembles_mesh_config};

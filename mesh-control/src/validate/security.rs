@@ -33,10 +33,21 @@ fn targets(selector: Option<&PolicySelector>, one: Option<&TargetRef>, many: &[T
     if given.into_iter().filter(|g| *g).count() > 1 {
         out.error("spec.targetRefs", "only one of selector, targetRef and targetRefs is allowed");
     }
-    for (i, target) in one.into_iter().chain(many).enumerate() {
-        if target.name.is_empty() || target.kind.is_empty() {
-            out.error(format!("spec.targetRefs[{i}]"), "kind and name are required");
-        }
+    if let Some(target) = one {
+        target_ref("spec.targetRef", target, out);
+    }
+    for (i, target) in many.iter().enumerate() {
+        target_ref(&format!("spec.targetRefs[{i}]"), target, out);
+    }
+}
+
+/// What an object is attached to: something of its own namespace.
+pub(super) fn target_ref(field: &str, target: &TargetRef, out: &mut Report) {
+    if target.name.is_empty() || target.kind.is_empty() {
+        out.error(field, "kind and name are required");
+    }
+    if !target.namespace.is_empty() {
+        out.error(format!("{field}.namespace"), "must not be set: an object is attached in its own namespace only");
     }
 }
 

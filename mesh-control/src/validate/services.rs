@@ -79,6 +79,25 @@ fn gateway_server(server: &Server, field: &str, out: &mut Report) {
     }
 }
 
+/// Of a sidecar: only by files, and neither redirects nor the mesh's own certificates.
+fn ingress_tls(tls: &ServerTls, field: &str, out: &mut Report) {
+    let unsupported = [
+        ("credentialName", !tls.credential_name.is_empty()),
+        ("credentialNames", !tls.credential_names.is_empty()),
+        ("caCertCredentialName", !tls.ca_cert_credential_name.is_empty()),
+        ("tlsCertificates", !tls.tls_certificates.is_empty()),
+        ("subjectAltNames", !tls.subject_alt_names.is_empty()),
+        ("httpsRedirect", tls.https_redirect),
+    ];
+    for (name, _) in unsupported.into_iter().filter(|(_, set)| *set) {
+        out.error(format!("{field}.{name}"), "is not for sidecars: they serve certificates from files");
+    }
+    if matches!(tls.mode, ServerTlsMode::IstioMutual | ServerTlsMode::AutoPassthrough) {
+        out.error(format!("{field}.mode"), "is not for sidecars: use SIMPLE or MUTUAL");
+    }
+    server_tls(tls, field, out);
+}
+
 fn server_tls(tls: &ServerTls, field: &str, out: &mut Report) {
     let terminates = matches!(tls.mode, ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual);
     let secret = !tls.credential_name.is_empty() || !tls.credential_names.is_empty();
@@ -310,7 +329,10 @@ pub(super) fn sidecar(sidecar: &Sidecar, out: &mut Report) {
     for (i, listener) in sidecar.ingress.iter().enumerate() {
         let field = format!("spec.ingress[{i}]");
         if let Some(tls) = &listener.tls {
-            offered(tls, &format!("{field}.tls"), out);
+            ingress_tls(tls, &format!("{field}.tls"), out);
+            if !matches!(listener.port.protocol.to_ascii_uppercase().as_str(), "HTTPS" | "TLS") {
+                out.error(format!("{field}.port.protocol"), "must be HTTPS or TLS where tls is set");
+            }
         }
         out.port(&format!("{field}.port.number"), listener.port.number);
         protocol(&format!("{field}.port.protocol"), &listener.port.protocol, out);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderName;
-use mesh_api::model::{self, Fraction, RequestIdTracing, TagValue, TraceProvider, TrafficDirection};
+use mesh_api::model::{self, Fraction, RequestIdTracing, TagValue, TraceProvider, TrafficDirection, Zipkin};
 
 use super::span_export::SpanQueue;
 use super::trace_context::{self, Incoming};
@@ -124,7 +124,7 @@ impl Tracer {
             client: tracing.client_sampling,
             overall: tracing.overall_sampling,
             server: direction == TrafficDirection::Inbound,
-            b3: matches!(tracing.provider, Some(TraceProvider::Zipkin { .. })),
+            b3: matches!(tracing.provider, Some(TraceProvider::Zipkin(_))),
             silent: tracing.no_context_propagation,
             request_id: tracing.request_id,
             max_path: usize::try_from(tracing.max_path_tag).unwrap_or(256),
@@ -275,19 +275,20 @@ impl Tracer {
 /// Headers of an exporter are made now: there is no request that operators could look at.
 fn exporter(mut provider: TraceProvider) -> Result<TraceProvider, ConfigError> {
     let grpc = matches!(provider, TraceProvider::OtlpGrpc { .. });
-    if let TraceProvider::OtlpGrpc { headers, .. } | TraceProvider::OtlpHttp { headers, .. } = &mut provider {
-        for (name, value) in headers {
-            let format = Format::parse(value)?;
-            let bad = || ConfigError::new(format!("trace exporter: header {name:?} cannot be sent with every batch"));
-            let text = format.as_literal().ok_or_else(bad)?;
-            HeaderName::try_from(&**name).map_err(|_| bad())?;
-            // Names of gRPC that end in `-bin` carry bytes in a form of their own.
-            if grpc && name.ends_with("-bin") {
-                return Err(bad());
-            }
-            http::HeaderValue::from_str(text).map_err(|_| bad())?;
-            *value = text.into();
+    let (TraceProvider::OtlpGrpc { headers, .. }
+    | TraceProvider::OtlpHttp { headers, .. }
+    | TraceProvider::Zipkin(Zipkin { headers, .. })) = &mut provider;
+    for (name, value) in headers {
+        let format = Format::parse(value)?;
+        let bad = || ConfigError::new(format!("trace exporter: header {name:?} cannot be sent with every batch"));
+        let text = format.as_literal().ok_or_else(bad)?;
+        HeaderName::try_from(&**name).map_err(|_| bad())?;
+        // Names of gRPC that end in `-bin` carry bytes in a form of their own.
+        if grpc && name.ends_with("-bin") {
+            return Err(bad());
         }
+        http::HeaderValue::from_str(text).map_err(|_| bad())?;
+        *value = text.into();
     }
     Ok(provider)
 }

@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
-use mesh_api::model::{Name, TraceProvider};
+use mesh_api::model::{Name, TraceProvider, Zipkin};
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, trace_service_client::TraceServiceClient,
 };
@@ -166,10 +166,10 @@ impl Exporter {
                 let post = Post { cluster, host, path, headers, body };
                 self.post(post, patience(*timeout)).await
             }
-            TraceProvider::Zipkin { cluster, path, hostname, .. } => {
+            TraceProvider::Zipkin(Zipkin { cluster, path, hostname, timeout, headers, .. }) => {
                 let body = zipkin_json(spans).to_string();
-                let post = Post { cluster, host: hostname, path, headers: &[], body };
-                self.post(post, patience(Duration::ZERO)).await
+                let post = Post { cluster, host: hostname, path, headers, body };
+                self.post(post, patience(*timeout)).await
             }
         }
     }

@@ -1,10 +1,11 @@
 //! Access logs and tracing.
 
+use std::time::Duration;
+
 use mesh_api::model::{
     AccessLog, Comparison, CustomTag, LogFilter, LogFormat, LogSink, Name, RequestIdTracing, TagValue, TraceProvider,
-    Tracing,
+    Tracing, Zipkin,
 };
-
 use serde_json::Value;
 
 use super::values::header_matcher;
@@ -151,6 +152,29 @@ fn sent_header((name, value): &(Name, Name)) -> Message {
     Message::new().str(1, name).str(2, value)
 }
 
+fn http_service(cluster: &str, uri: &str, timeout: Duration, headers: &[(Name, Name)]) -> Message {
+    let http_uri = Message::new().str(1, uri).str_always(2, cluster).duration(3, timeout);
+    // OVERWRITE_IF_EXISTS_OR_ADD
+    let option = |header| Message::new().msg(1, sent_header(header)).uint(3, 2);
+    Message::new().msg(1, http_uri).msgs(2, headers.iter().map(option))
+}
+
+/// Timeouts and headers have their place in a form that older Envoys do not read: it is sent where they are asked for.
+fn zipkin(to: &Zipkin) -> Message {
+    const TIMEOUT: Duration = Duration::from_secs(5);
+    let plain = to.timeout.is_zero() && to.headers.is_empty();
+    let message = if plain { Message::new().str(1, &to.cluster).str(2, &to.path) } else { Message::new() };
+    let message = message.bool(3, to.trace_id_128).wrapped_bool(4, to.shared_span).uint(5, 1);
+    let message = if plain { message.str(6, &to.hostname) } else { message };
+    let message = message.uint(8, u64::from(to.w3c));
+    if plain {
+        return message;
+    }
+    let uri = format!("http://{}{}", to.hostname, to.path);
+    let timeout = if to.timeout.is_zero() { TIMEOUT } else { to.timeout };
+    message.msg(9, http_service(&to.cluster, &uri, timeout, &to.headers))
+}
+
 fn provider(provider: &TraceProvider) -> Message {
     let otel = "envoy.config.trace.v3.OpenTelemetryConfig";
     let (name, url, config) = match provider {
@@ -161,22 +185,10 @@ fn provider(provider: &TraceProvider) -> Message {
             ("envoy.tracers.opentelemetry", otel, Message::new().msg(1, service).str(2, service_name))
         }
         TraceProvider::OtlpHttp { cluster, uri, service_name, timeout, headers } => {
-            let http_uri = Message::new().str(1, uri).str_always(2, cluster).duration(3, *timeout);
-            // OVERWRITE_IF_EXISTS_OR_ADD
-            let option = |header| Message::new().msg(1, sent_header(header)).uint(3, 2);
-            let service = Message::new().msg(1, http_uri).msgs(2, headers.iter().map(option));
+            let service = http_service(cluster, uri, *timeout, headers);
             ("envoy.tracers.opentelemetry", otel, Message::new().str(2, service_name).msg(3, service))
         }
-        TraceProvider::Zipkin { cluster, path, hostname, trace_id_128, shared_span } => {
-            let config = Message::new()
-                .str(1, cluster)
-                .str(2, path)
-                .bool(3, *trace_id_128)
-                .wrapped_bool(4, *shared_span)
-                .uint(5, 1)
-                .str(6, hostname);
-            ("envoy.tracers.zipkin", "envoy.config.trace.v3.ZipkinConfig", config)
-        }
+        TraceProvider::Zipkin(to) => ("envoy.tracers.zipkin", "envoy.config.trace.v3.ZipkinConfig", zipkin(to)),
     };
     Message::new().str(1, name).msg(3, Message::any(url, config))
 }

@@ -322,10 +322,11 @@ fn http_manager_rest(manager: &HttpManager, message: Message) -> Message {
     let message = if times.request_headers.is_zero() { message } else { message.duration(41, times.request_headers) };
     let message = if manager.strip_port == StripPort::Any { message.bool_always(42, true) } else { message };
     let message = message.uint(45, slashes).bool(47, manager.strip_trailing_host_dot);
-    match &manager.scheme_override {
+    let message = match &manager.scheme_override {
         Some(scheme) => message.msg(48, Message::new().str_always(1, scheme)),
         None => message,
-    }
+    };
+    message.bool(51, manager.append_x_forwarded_port)
 }
 
 /// `HttpProtocolOptions`.

@@ -16,6 +16,7 @@ use super::super::stats::ExchangeStats;
 use super::Session;
 
 const XFF: HeaderName = HeaderName::from_static("x-forwarded-for");
+const XF_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const XFP: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const EXTERNAL: HeaderName = HeaderName::from_static("x-envoy-external-address");
@@ -145,6 +146,9 @@ fn forwarded(session: &Session, head: &mut RequestHead, stats: &mut ExchangeStat
         }
         if hops == 0 {
             head.headers.remove(XFP);
+        }
+        if config.append_x_forwarded_port && (hops == 0 || !head.headers.contains_key(XF_PORT)) {
+            head.headers.insert(XF_PORT, HeaderValue::from(session.conn.local.port()));
         }
         if let Ok(value) = HeaderValue::from_str(&stats.client.ip().to_string()) {
             head.headers.insert(EXTERNAL, value);

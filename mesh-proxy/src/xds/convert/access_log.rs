@@ -1,10 +1,10 @@
 //! Access logs and tracing.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use mesh_api::model::{
     AccessLog, Comparison, CustomTag, Fraction, LogFilter, LogFormat, LogSink, LoggedHeaders, Name, RequestIdTracing,
-    TagValue, TraceProvider, Tracing,
+    TagValue, TraceProvider, Tracing, Zipkin,
 };
 use mesh_api::xds::envoy::config::accesslog::v3 as proto;
 use mesh_api::xds::envoy::config::core::v3 as core;
@@ -312,7 +312,7 @@ fn provider(at: &At<'_>, p: &trace::tracing::Http) -> Result<TraceProvider> {
     use trace::tracing::http::ConfigType::TypedConfig;
     let Some(TypedConfig(any)) = &p.config_type else { return at.refuse("has no typed_config") };
     let at = at.field("typed_config");
-    let zero = std::time::Duration::ZERO;
+    let zero = Duration::ZERO;
     match type_name(any) {
         "envoy.config.trace.v3.OpenTelemetryConfig" => {
             let config: trace::OpenTelemetryConfig = unpack(&at, any)?;
@@ -349,16 +349,40 @@ fn provider(at: &At<'_>, p: &trace::tracing::Http) -> Result<TraceProvider> {
         }
         "envoy.config.trace.v3.ZipkinConfig" => {
             let config: trace::ZipkinConfig = unpack(&at, any)?;
-            Ok(TraceProvider::Zipkin {
-                cluster: config.collector_cluster.as_str().into(),
-                path: config.collector_endpoint.as_str().into(),
-                hostname: config.collector_hostname.as_str().into(),
-                trace_id_128: config.trace_id_128bit,
-                shared_span: config.shared_span_context.is_none_or(|v| v.value),
-            })
+            zipkin(&at, &config).map(TraceProvider::Zipkin)
         }
         other => at.refuse(format!("tracer {other} is not supported")),
     }
+}
+
+fn zipkin(at: &At<'_>, config: &trace::ZipkinConfig) -> Result<Zipkin> {
+    let mut out = Zipkin {
+        cluster: config.collector_cluster.as_str().into(),
+        path: config.collector_endpoint.as_str().into(),
+        hostname: config.collector_hostname.as_str().into(),
+        trace_id_128: config.trace_id_128bit,
+        shared_span: config.shared_span_context.is_none_or(|v| v.value),
+        timeout: Duration::ZERO,
+        headers: vec![],
+        w3c: config.trace_context_option
+            == i32::from(trace::zipkin_config::TraceContextOption::UseB3WithW3cPropagation),
+    };
+    let Some(service) = &config.collector_service else { return Ok(out) };
+    // It counts instead of the older fields.
+    let at = at.field("collector_service");
+    let uri = at.required(service.http_uri.as_ref())?;
+    let at = at.field("http_uri");
+    let Some(core::http_uri::HttpUpstreamType::Cluster(cluster)) = &uri.http_upstream_type else {
+        return at.field("cluster").refuse("is missing");
+    };
+    let rest = uri.uri.split_once("://").map_or(uri.uri.as_str(), |(_, rest)| rest);
+    let (host, path) = rest.find('/').map_or((rest, "/"), |slash| rest.split_at(slash));
+    out.cluster = cluster.as_str().into();
+    out.path = path.into();
+    out.hostname = host.into();
+    out.timeout = duration_or(&at, uri.timeout.as_ref(), Duration::ZERO)?;
+    out.headers = sent_headers(service.request_headers_to_add.iter().filter_map(|h| h.header.as_ref()));
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -395,6 +395,7 @@ fn http_manager_headers(at: &At<'_>, m: &hcm::HttpConnectionManager, out: &mut H
     out.use_remote_address = bool_or(m.use_remote_address, false);
     out.xff_num_trusted_hops = m.xff_num_trusted_hops;
     out.skip_xff_append = m.skip_xff_append;
+    out.append_x_forwarded_port = m.append_x_forwarded_port;
     out.forward_client_cert = match F::try_from(m.forward_client_cert_details) {
         Ok(F::Sanitize) => ForwardClientCert::Sanitize,
         Ok(F::ForwardOnly) => ForwardClientCert::ForwardOnly,
