@@ -75,7 +75,13 @@ fn any<'a>(rng: &mut StdRng, list: &[&'a str]) -> &'a str {
 
 /// Some of the names, each once, with a value.
 fn some(rng: &mut StdRng, odds: f64) -> Vec<(&'static str, &'static str)> {
-    NAMES.iter().filter(|_| rng.random_bool(odds)).collect::<Vec<_>>().into_iter().map(|n| (*n, any(rng, VALUES))).collect()
+    NAMES
+        .iter()
+        .filter(|_| rng.random_bool(odds))
+        .collect::<Vec<_>>()
+        .into_iter()
+        .map(|n| (*n, any(rng, VALUES)))
+        .collect()
 }
 
 fn routes(rng: &mut StdRng) -> Vec<HttpRoute> {
@@ -172,7 +178,10 @@ fn manifests(routes: &[HttpRoute]) -> String {
         let _ = write!(
             out,
             "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {}, namespace: shop, creationTimestamp: \"2026-01-0{}T00:00:00Z\"}}\nspec: {{parentRefs: [{{name: gw}}], hostnames: {:?}, rules: [{}]}}\n",
-            route.name, route.day, route.hosts, rules.join(", ")
+            route.name,
+            route.day,
+            route.hosts,
+            rules.join(", ")
         );
     }
     let backends = routes.iter().flat_map(|r| &r.rules).map(|r| r.backend);
@@ -191,23 +200,28 @@ fn rule(rule: &Rule) -> String {
         let all: Vec<String> = list.iter().map(|(n, v)| format!("{{name: {n}, value: \"{v}\"}}")).collect();
         all.join(", ")
     };
-    let matches: Vec<String> = rule.matches.iter().map(|m| {
-        let mut parts = Vec::new();
-        if let Some((exact, path)) = m.path {
-            parts.push(format!("path: {{type: {}, value: {path}}}", if exact { "Exact" } else { "PathPrefix" }));
-        }
-        parts.extend(m.method.map(|method| format!("method: {method}")));
-        parts.push(format!("headers: [{}]", pairs(&m.headers)));
-        parts.push(format!("queryParams: [{}]", pairs(&m.query)));
-        format!("{{{}}}", parts.join(", "))
-    }).collect();
+    let matches: Vec<String> = rule
+        .matches
+        .iter()
+        .map(|m| {
+            let mut parts = Vec::new();
+            if let Some((exact, path)) = m.path {
+                parts.push(format!("path: {{type: {}, value: {path}}}", if exact { "Exact" } else { "PathPrefix" }));
+            }
+            parts.extend(m.method.map(|method| format!("method: {method}")));
+            parts.push(format!("headers: [{}]", pairs(&m.headers)));
+            parts.push(format!("queryParams: [{}]", pairs(&m.query)));
+            format!("{{{}}}", parts.join(", "))
+        })
+        .collect();
     format!("{{matches: [{}], backendRefs: [{{name: s{}, port: 80}}]}}", matches.join(", "), rule.backend)
 }
 
 fn table(world: &World) -> Arc<RouteTable> {
     let view = world.gateway("10.0.0.9", "shop", &[("gateway.networking.k8s.io/gateway-name", "gw")]);
     let listeners = world.translator.names(world.index(), &view, TypeUrl::Listener);
-    let listeners = listeners.iter().filter_map(|n| world.translator.generate(world.index(), &view, TypeUrl::Listener, n));
+    let listeners =
+        listeners.iter().filter_map(|n| world.translator.generate(world.index(), &view, TypeUrl::Listener, n));
     let needs: Vec<Name> =
         listeners.flat_map(|l| l.needs().to_vec()).filter(|n| n.ty == TypeUrl::Route).map(|n| n.name).collect();
     let [name] = &needs[..] else { panic!("one table is expected: {needs:?}") };

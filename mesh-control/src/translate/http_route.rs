@@ -127,6 +127,8 @@ pub fn rules(entry: &RouteEntry, env: &RouteEnv<'_>) -> Vec<Ranked> {
 fn http_match(m: &HttpRouteMatch) -> (RouteMatch, Rank) {
     let value = m.path.as_ref().and_then(|p| p.value.as_deref()).unwrap_or("/");
     let kind = m.path.as_ref().and_then(|p| p.kind).unwrap_or_default();
+    // A final slash of a prefix means nothing, so it counts for nothing.
+    let letters = if kind == PathMatchType::PathPrefix { value.trim_end_matches('/').len() } else { value.len() };
     let (path, class) = match kind {
         PathMatchType::Exact => (PathMatch::Exact(value.into()), 3),
         PathMatchType::RegularExpression => (PathMatch::Regex(value.into()), 1),
@@ -147,7 +149,7 @@ fn http_match(m: &HttpRouteMatch) -> (RouteMatch, Rank) {
         .collect();
     let rank = (
         Reverse(class),
-        Reverse(value.len()),
+        Reverse(letters),
         Reverse(m.method.is_some()),
         Reverse(m.headers.len()),
         Reverse(m.query_params.len()),
