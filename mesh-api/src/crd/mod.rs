@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::labels::Labels;
 
+pub mod extensions;
 pub mod gateway_api;
 pub mod networking;
 pub mod security;

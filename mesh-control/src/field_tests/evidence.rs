@@ -9,7 +9,7 @@ use std::{
 use mesh_api::node::{NodeMetadata, NodeType};
 use serde_json::{Value, json};
 
-use super::schema::{Fields, Filled, Leaf};
+use super::schema::{Fields, Leaf};
 use crate::{
     chance_tests::{corpus, mirror::Mirror},
     source::{

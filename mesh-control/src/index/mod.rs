@@ -7,6 +7,7 @@
 pub mod allocation;
 pub mod change;
 pub mod endpoint;
+pub mod extensions;
 pub mod host;
 pub mod ingress;
 pub mod keys;

@@ -20,6 +20,8 @@ pub fn selector(object: &Object) -> Option<&Labels> {
         Spec::RequestAuthentication(p) => &p.selector,
         Spec::AuthorizationPolicy(p) => &p.selector,
         Spec::Telemetry(p) => &p.selector,
+        Spec::WasmPlugin(p) => &p.selector,
+        Spec::TrafficExtension(p) => &p.selector,
         Spec::ProxyConfig(p) => &p.selector,
         _ => &None,
     };
@@ -32,6 +34,8 @@ pub fn is_targeted(object: &Object) -> bool {
         Spec::RequestAuthentication(p) => p.target_ref.is_some() || !p.target_refs.is_empty(),
         Spec::AuthorizationPolicy(p) => p.target_ref.is_some() || !p.target_refs.is_empty(),
         Spec::Telemetry(p) => p.target_ref.is_some() || !p.target_refs.is_empty(),
+        Spec::WasmPlugin(p) => p.target_ref.is_some() || !p.target_refs.is_empty(),
+        Spec::TrafficExtension(p) => !p.target_refs.is_empty(),
         _ => false,
     }
 }

@@ -1,12 +1,13 @@
 //! What is enforced in the place of a security object that is refused and was never good: it never opens anything.
 //!
 //! An EnvoyFilter goes on without the patches that cannot be used: what they were to add to others is not taken from
-//! these. A PeerAuthentication counts as STRICT. Of an AuthorizationPolicy every part that can be read holds as written; one
+//! these. A PeerAuthentication counts as STRICT, a WasmPlugin or TrafficExtension as one that fails closed. Of an AuthorizationPolicy every part that can be read holds as written; one
 //! that cannot never matches in ALLOW and always matches in DENY. Scope is kept as far as it can be told: a typo in a
 //! policy for one workload must not become a policy for all. Knows manifests as plain values; no files, no time.
 
 use std::{path::Path, sync::Arc};
 
+use mesh_api::crd::extensions::{TrafficExtension, WasmModule, WasmPlugin};
 use mesh_api::crd::networking::{EnvoyFilter, envoy_filter::ConfigPatch};
 use mesh_api::crd::security::{
     AuthorizationPolicy, Condition, From, MtlsMode, MutualTls, Operation, PeerAuthentication, PolicyAction, Rule,
@@ -31,6 +32,8 @@ pub(super) fn strictest(path: &Path, line: u32, key: &ObjectKey, raw: &Value) ->
             ..PeerAuthentication::default()
         })),
         Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(Arc::new(authorization_policy(&parts)?)),
+        Kind::WasmPlugin => Spec::WasmPlugin(Arc::new(closed_plugin(&parts))),
+        Kind::TrafficExtension => Spec::TrafficExtension(Arc::new(closed_extension(&parts))),
         Kind::EnvoyFilter => Spec::EnvoyFilter(Arc::new(sound_patches(spec_of(raw)?)?)),
         _ => return None,
     };
@@ -46,6 +49,28 @@ pub(super) fn strictest(path: &Path, line: u32, key: &ObjectKey, raw: &Value) ->
 
 fn spec_of(raw: &Value) -> Option<&Map<String, Value>> {
     raw.get("spec").and_then(Value::as_object)
+}
+
+/// A plugin that refuses whom it is for.
+fn closed_plugin(parts: &Parts<'_>) -> WasmPlugin {
+    let scope = Scope::of(parts);
+    WasmPlugin {
+        selector: scope.selector,
+        target_ref: scope.target_ref,
+        target_refs: scope.target_refs,
+        ..WasmPlugin::default()
+    }
+}
+
+/// The same of an extension.
+fn closed_extension(parts: &Parts<'_>) -> TrafficExtension {
+    let scope = Scope::of(parts);
+    TrafficExtension {
+        selector: scope.selector,
+        target_refs: scope.target_refs.into_iter().chain(scope.target_ref).collect(),
+        wasm: Some(WasmModule::default()),
+        ..TrafficExtension::default()
+    }
 }
 
 /// An EnvoyFilter without the patches that cannot be used; in their places nothing is patched, so that the others keep
@@ -74,7 +99,13 @@ impl<'a> Parts<'a> {
     fn of(spec: &'a Map<String, Value>, kind: Kind) -> Self {
         const POLICY: &[&str] = &["selector", "targetRef", "targetRefs", "rules", "action", "provider"];
         const PEERS: &[&str] = &["selector", "mtls", "portLevelMtls"];
-        let names = if kind == Kind::PeerAuthentication { PEERS } else { POLICY };
+        const EXTENSION: &[&str] =
+            &["selector", "targetRef", "targetRefs", "match", "pluginConfig", "vmConfig", "wasm"];
+        let names = match kind {
+            Kind::PeerAuthentication => PEERS,
+            Kind::WasmPlugin | Kind::TrafficExtension => EXTENSION,
+            _ => POLICY,
+        };
         let mut known: Vec<(&'static str, &'a Value)> =
             names.iter().filter_map(|name| Some((*name, spec.get(*name)?))).collect();
         let (mut odd, mut odd_object, mut odd_text) = (false, false, false);

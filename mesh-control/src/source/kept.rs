@@ -72,6 +72,8 @@ fn document(object: &Object) -> Option<Value> {
         Spec::AuthorizationPolicy(spec) => serde_json::to_value(spec),
         Spec::PeerAuthentication(spec) => serde_json::to_value(spec),
         Spec::RequestAuthentication(spec) => serde_json::to_value(spec),
+        Spec::WasmPlugin(spec) => serde_json::to_value(spec),
+        Spec::TrafficExtension(spec) => serde_json::to_value(spec),
         _ => return None,
     };
     let key = &object.key;

@@ -207,8 +207,7 @@ fn header(value: &Value) -> Result<Option<(Kind, ObjectKey, Meta)>, (Option<Obje
     let kind_name = text("kind").ok_or_else(|| missing("kind"))?;
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
     let Some(kind) = Kind::find(group, kind_name) else {
-        let lost = what_is_lost(group, kind_name);
-        let message = format!("kind {kind_name} of {api_version} is not read by this mesh and has no effect{lost}");
+        let message = format!("kind {kind_name} of {api_version} is not read by this mesh and has no effect");
         return Err((None, Finding::warning("kind", message).code(codes::NOT_READ)));
     };
     let key = key_of(kind, value);
@@ -223,16 +222,6 @@ fn header(value: &Value) -> Result<Option<(Kind, ObjectKey, Meta)>, (Option<Obje
     let key = key.ok_or_else(|| (None, Finding::error("metadata.name", "is missing").code(codes::UNPARSABLE)))?;
     let annotations = metadata.annotations.into_iter().filter(|(k, _)| meaningful_annotation(k)).collect();
     Ok(Some((kind, key, Meta { labels: metadata.labels, annotations, creation: metadata.creation_timestamp })))
-}
-
-/// What somebody may count on in vain who writes an object of a kind of Istio's that is not read.
-fn what_is_lost(group: &str, kind: &str) -> &'static str {
-    match (group, kind) {
-        ("extensions.istio.io", "WasmPlugin" | "TrafficExtension") => {
-            ": no extension runs; requests pass without it, also where it is to authenticate, authorize or fail closed"
-        }
-        _ => "",
-    }
 }
 
 /// Annotations of other tools must not look like a change.
@@ -266,6 +255,8 @@ fn decode(kind: Kind, value: &Value, findings: &mut Vec<Finding>) -> Option<Spec
         Kind::RequestAuthentication => Spec::RequestAuthentication(reader.spec()?),
         Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(reader.spec()?),
         Kind::Telemetry => Spec::Telemetry(reader.spec()?),
+        Kind::WasmPlugin => Spec::WasmPlugin(reader.spec()?),
+        Kind::TrafficExtension => Spec::TrafficExtension(reader.spec()?),
         Kind::GatewayClass => Spec::GatewayClass(reader.spec()?),
         Kind::Gateway => Spec::Gateway(reader.spec()?),
         Kind::HttpRoute => Spec::HttpRoute(reader.spec()?),
@@ -535,11 +526,17 @@ mod tests {
 
     #[test]
     fn extensions_that_do_not_run_are_no_small_matter() {
-        let text = "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: auth}\nspec: {url: 'oci://a', phase: AUTHN}\n";
-        let readings = read(Path::new("a.yaml"), text);
-        let [Reading { findings, object: None, .. }] = readings.as_slice() else { panic!("{readings:?}") };
-        assert_eq!((findings[0].level, findings[0].code), (Level::Warning, Some(codes::NOT_READ)));
-        assert!(findings[0].message.contains("fail closed"), "{}", findings[0].message);
+        let text = |strategy: &str| {
+            format!(
+                "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {{name: auth}}\nspec: {{url: 'oci://a', failStrategy: {strategy}}}\n"
+            )
+        };
+        for (strategy, word) in [("FAIL_CLOSE", "are refused"), ("FAIL_OPEN", "pass without it")] {
+            let readings = read(Path::new("a.yaml"), &text(strategy));
+            let [Reading { findings, object: Some(_), .. }] = readings.as_slice() else { panic!("{readings:?}") };
+            assert_eq!((findings[0].level, findings[0].code), (Level::Warning, Some(codes::NOT_RUN)));
+            assert!(findings[0].message.contains(word), "{}", findings[0].message);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
-use mesh_api::crd::{gateway_api, networking, security, telemetry};
+use mesh_api::crd::{extensions, gateway_api, networking, security, telemetry};
 use mesh_api::labels::Labels;
 use serde::Serialize;
 
@@ -53,6 +53,10 @@ pub enum Kind {
     AuthorizationPolicy,
     /// Istio.
     Telemetry,
+    /// Istio.
+    WasmPlugin,
+    /// Istio.
+    TrafficExtension,
     /// Gateway API.
     GatewayClass,
     /// Gateway API's Gateway.
@@ -83,7 +87,7 @@ struct KindFacts {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 30] = [
+    pub const ALL: [Kind; 32] = [
         Kind::Namespace,
         Kind::Service,
         Kind::EndpointSlice,
@@ -105,6 +109,8 @@ impl Kind {
         Kind::RequestAuthentication,
         Kind::AuthorizationPolicy,
         Kind::Telemetry,
+        Kind::WasmPlugin,
+        Kind::TrafficExtension,
         Kind::GatewayClass,
         Kind::Gateway,
         Kind::HttpRoute,
@@ -119,6 +125,7 @@ impl Kind {
     fn facts(self) -> KindFacts {
         const NET: &str = "networking.istio.io";
         const SEC: &str = "security.istio.io";
+        const EXT: &str = "extensions.istio.io";
         const GW: &str = mesh_api::crd::gateway_api::GROUP;
         const V1: &[&str] = &["v1"];
         const NET_V: &[&str] = &["v1", "v1beta1", "v1alpha3"];
@@ -146,6 +153,8 @@ impl Kind {
             Kind::RequestAuthentication => f(SEC, SEC_V, "request-authentication", "RequestAuthentication"),
             Kind::AuthorizationPolicy => f(SEC, SEC_V, "authorization-policy", "AuthorizationPolicy"),
             Kind::Telemetry => f("telemetry.istio.io", &["v1", "v1alpha1"], "telemetry", "Telemetry"),
+            Kind::WasmPlugin => f(EXT, &["v1alpha1"], "wasm-plugin", "WasmPlugin"),
+            Kind::TrafficExtension => f(EXT, &["v1alpha1"], "traffic-extension", "TrafficExtension"),
             Kind::GatewayClass => f(GW, SEC_V, "gateway-class", "GatewayClass"),
             Kind::Gateway => f(GW, SEC_V, "kubernetes-gateway", "Gateway"),
             Kind::HttpRoute => f(GW, SEC_V, "http-route", "HTTPRoute"),
@@ -180,7 +189,14 @@ impl Kind {
     }
     /// Says who may connect or ask: its loss may open something.
     pub fn is_security(self) -> bool {
-        matches!(self, Kind::PeerAuthentication | Kind::RequestAuthentication | Kind::AuthorizationPolicy)
+        matches!(
+            self,
+            Kind::PeerAuthentication
+                | Kind::RequestAuthentication
+                | Kind::AuthorizationPolicy
+                | Kind::WasmPlugin
+                | Kind::TrafficExtension
+        )
     }
     /// A kind of Kubernetes itself: unknown fields are ignored there, refused elsewhere.
     pub fn is_core(self) -> bool {
@@ -326,6 +342,10 @@ pub enum Spec {
     AuthorizationPolicy(Arc<security::AuthorizationPolicy>),
     /// Telemetry.
     Telemetry(Arc<telemetry::Telemetry>),
+    /// WasmPlugin.
+    WasmPlugin(Arc<extensions::WasmPlugin>),
+    /// TrafficExtension.
+    TrafficExtension(Arc<extensions::TrafficExtension>),
     /// GatewayClass.
     GatewayClass(Arc<gateway_api::GatewayClass>),
     /// Gateway API's Gateway.

@@ -3,7 +3,7 @@
 //! Knows which type the `spec` of a kind has. Must not know what is done with a schema.
 
 use mesh_api::{
-    crd::{gateway_api, networking, security, telemetry},
+    crd::{extensions, gateway_api, networking, security, telemetry},
     meshconfig::MeshConfig,
 };
 use schemars::schema_for;
@@ -27,6 +27,8 @@ pub fn of(kind: Kind) -> Option<Value> {
         Kind::RequestAuthentication => schema_for!(security::RequestAuthentication),
         Kind::AuthorizationPolicy => schema_for!(security::AuthorizationPolicy),
         Kind::Telemetry => schema_for!(telemetry::Telemetry),
+        Kind::WasmPlugin => schema_for!(extensions::WasmPlugin),
+        Kind::TrafficExtension => schema_for!(extensions::TrafficExtension),
         Kind::GatewayClass => schema_for!(gateway_api::GatewayClass),
         Kind::Gateway => schema_for!(gateway_api::Gateway),
         Kind::HttpRoute => schema_for!(gateway_api::HttpRoute),

@@ -387,7 +387,12 @@ mod tests {
         let world = World::new(&format!("{WORLD}{yaml}"));
         let view = view(&world);
         let plan = TelemetryPlan::of(world.index(), &view, &objects(world.index(), &view));
-        let subject = Subject { namespace: &view.namespace, labels: &view.labels, gateway: None };
+        let subject = Subject {
+            namespace: &view.namespace,
+            labels: &view.labels,
+            gateway: None,
+            side: mesh_api::crd::telemetry::WorkloadMode::Server,
+        };
         let authorization = Authorization::of(world.index(), subject);
         let authn = world.index().peer_authn(&view.namespace, &view.labels);
         world.ask(&view, |r| {

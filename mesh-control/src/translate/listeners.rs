@@ -290,7 +290,12 @@ impl Listeners {
         };
         let inn = self.inbound.get(key, inbound_basis(request), || {
             let plan = plan();
-            let subject = Subject { namespace: &view.namespace, labels: &view.labels, gateway: None };
+            let subject = Subject {
+                namespace: &view.namespace,
+                labels: &view.labels,
+                gateway: None,
+                side: mesh_api::crd::telemetry::WorkloadMode::Server,
+            };
             let authorization = Authorization::of(index, subject);
             let tokens = request_authn::of(index, subject, false);
             let authn = index.peer_authn(&view.namespace, &view.labels);
@@ -325,7 +330,12 @@ fn env<'a>(
 fn gateway_listeners(request: Request<'_>, plan: &TelemetryPlan) -> Vec<model::Listener> {
     let view = request.view;
     let gateway = gateway_api::gateway_name(view);
-    let subject = Subject { namespace: &view.namespace, labels: &view.labels, gateway };
+    let subject = Subject {
+        namespace: &view.namespace,
+        labels: &view.labels,
+        gateway,
+        side: mesh_api::crd::telemetry::WorkloadMode::Client,
+    };
     let authorization = Authorization::of(request.index, subject);
     let tokens = request_authn::of(request.index, subject, true);
     let guards = (tokens.as_ref(), Some(&authorization));
@@ -400,6 +410,8 @@ fn inbound_basis(request: Request<'_>) -> Basis {
                 Kind::Telemetry,
                 Kind::PeerAuthentication,
                 Kind::AuthorizationPolicy,
+                Kind::WasmPlugin,
+                Kind::TrafficExtension,
                 Kind::RequestAuthentication,
                 Kind::Sidecar,
             ],
@@ -419,6 +431,8 @@ fn gateway_basis(request: Request<'_>) -> Basis {
             &[
                 Kind::Telemetry,
                 Kind::AuthorizationPolicy,
+                Kind::WasmPlugin,
+                Kind::TrafficExtension,
                 Kind::RequestAuthentication,
                 Kind::IstioGateway,
                 Kind::Ingress,

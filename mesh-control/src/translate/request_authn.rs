@@ -165,7 +165,16 @@ mod tests {
             })
             .collect();
         let world = World::new(&yaml);
-        of(world.index(), Subject { namespace: "shop", labels: &Labels::new(), gateway }, false)
+        of(
+            world.index(),
+            Subject {
+                namespace: "shop",
+                labels: &Labels::new(),
+                gateway,
+                side: mesh_api::crd::telemetry::WorkloadMode::Server,
+            },
+            false,
+        )
     }
 
     #[test]

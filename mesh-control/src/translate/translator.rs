@@ -323,7 +323,14 @@ fn of_objects(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> Af
             }
             Kind::ReferenceGrant => out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route).with_all(TypeUrl::Secret),
             Kind::Secret | Kind::ConfigMap => out.with_all(TypeUrl::Secret),
-            Kind::AuthorizationPolicy | Kind::RequestAuthentication | Kind::Telemetry | Kind::ProxyConfig if here => {
+            Kind::AuthorizationPolicy
+            | Kind::RequestAuthentication
+            | Kind::Telemetry
+            | Kind::ProxyConfig
+            | Kind::WasmPlugin
+            | Kind::TrafficExtension
+                if here =>
+            {
                 out.with_all(TypeUrl::Listener).with_all(TypeUrl::Route)
             }
             Kind::EnvoyFilter if here => Affected { view: true, ..out },

@@ -34,6 +34,8 @@ pub const NO_EFFECT: &str = "MESH0003";
 pub const NOT_READ: &str = "MESH0004";
 /// A route for a service of another namespace.
 pub const OTHERS_HOST: &str = "MESH0005";
+/// An extension that does not run.
+pub const NOT_RUN: &str = "MESH0006";
 
 /// The code itself.
 pub fn find(code: &str) -> Option<&'static Code> {
@@ -309,6 +311,13 @@ pub const ALL: &[Code] = &[
         W,
         "a VirtualService for sidecars names a service of another namespace, and holds for clients of its own only",
         "move it to the service's namespace or to istio-system, or run mesh-control with --cross-namespace-routes",
+    ),
+    row(
+        NOT_RUN,
+        "ExtensionNotRun",
+        W,
+        "a WasmPlugin or TrafficExtension, which no proxy runs: one that fails closed refuses all it is for",
+        "use a CUSTOM AuthorizationPolicy, RequestAuthentication or an EnvoyFilter instead, or failStrategy FAIL_OPEN",
     ),
 ];
 

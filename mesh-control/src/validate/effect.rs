@@ -28,6 +28,9 @@ const NOT_DEPLOYED: &str = "gateways are not deployed yet";
 /// Of what spans tell beside their own.
 const SERVICE_NAME: &str = "spans tell their sender by service.name and Istio's tags only";
 
+/// Of extensions.
+const NOT_RUN: &str = "no proxy of this mesh runs extensions";
+
 /// Of ports' older field.
 const TARGET_PORT: &str = "Istio deprecates this field and does not read it";
 
@@ -187,6 +190,28 @@ const TABLE: &[Row] = &[
         "concurrency, environment and image are fixed when a proxy starts: it has them from its flags and environment",
     ),
     (Kind::VirtualService, "spec.http[].fault.delay.exponentialDelay", "only fixedDelay delays requests"),
+    (Kind::WasmPlugin, "spec.url", NOT_RUN),
+    (Kind::WasmPlugin, "spec.sha256", NOT_RUN),
+    (Kind::WasmPlugin, "spec.imagePullPolicy", NOT_RUN),
+    (Kind::WasmPlugin, "spec.imagePullSecret", NOT_RUN),
+    (Kind::WasmPlugin, "spec.verificationKey", NOT_RUN),
+    (Kind::WasmPlugin, "spec.pluginConfig", NOT_RUN),
+    (Kind::WasmPlugin, "spec.pluginName", NOT_RUN),
+    (Kind::WasmPlugin, "spec.phase", NOT_RUN),
+    (Kind::WasmPlugin, "spec.priority", NOT_RUN),
+    (Kind::WasmPlugin, "spec.vmConfig", NOT_RUN),
+    (Kind::WasmPlugin, "spec.type", NOT_RUN),
+    (Kind::TrafficExtension, "spec.wasm.url", NOT_RUN),
+    (Kind::TrafficExtension, "spec.wasm.sha256", NOT_RUN),
+    (Kind::TrafficExtension, "spec.wasm.imagePullPolicy", NOT_RUN),
+    (Kind::TrafficExtension, "spec.wasm.imagePullSecret", NOT_RUN),
+    (Kind::TrafficExtension, "spec.wasm.verificationKey", NOT_RUN),
+    (Kind::TrafficExtension, "spec.wasm.pluginConfig", NOT_RUN),
+    (Kind::TrafficExtension, "spec.wasm.pluginName", NOT_RUN),
+    (Kind::TrafficExtension, "spec.wasm.vmConfig", NOT_RUN),
+    (Kind::TrafficExtension, "spec.wasm.type", NOT_RUN),
+    (Kind::TrafficExtension, "spec.lua.inlineCode", NOT_RUN),
+    (Kind::TrafficExtension, "spec.priority", NOT_RUN),
     (Kind::WorkloadGroup, "spec", "workloads do not register by group yet: write a WorkloadEntry for each"),
 ];
 

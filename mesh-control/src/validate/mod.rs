@@ -6,6 +6,7 @@ pub mod codes;
 mod conventions;
 mod effect;
 mod envoy_filter;
+mod extensions;
 mod finding;
 mod gateway_api;
 mod ingress;
@@ -45,6 +46,8 @@ pub fn validate(object: &Object) -> Vec<Finding> {
         Spec::RequestAuthentication(s) => security::request_authentication(s, &mut out),
         Spec::AuthorizationPolicy(s) => security::authorization_policy(s, &mut out),
         Spec::Telemetry(s) => security::telemetry(s, &mut out),
+        Spec::WasmPlugin(s) => extensions::wasm_plugin(s, &mut out),
+        Spec::TrafficExtension(s) => extensions::traffic_extension(s, &mut out),
         Spec::Gateway(s) => gateway_api::gateway(s, &mut out),
         Spec::HttpRoute(s) => gateway_api::http_route(s, &mut out),
         Spec::GrpcRoute(s) => gateway_api::grpc_route(s, &mut out),

@@ -28,7 +28,12 @@ pub(super) fn match_labels(labels: &Labels, out: &mut Report) {
     out.labels(field, labels);
 }
 
-fn targets(selector: Option<&PolicySelector>, one: Option<&TargetRef>, many: &[TargetRef], out: &mut Report) {
+pub(super) fn targets(
+    selector: Option<&PolicySelector>,
+    one: Option<&TargetRef>,
+    many: &[TargetRef],
+    out: &mut Report,
+) {
     let given = [selector.is_some(), one.is_some(), !many.is_empty()];
     if given.into_iter().filter(|g| *g).count() > 1 {
         out.error("spec.targetRefs", "only one of selector, targetRef and targetRefs is allowed");

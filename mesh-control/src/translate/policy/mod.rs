@@ -11,8 +11,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_api::{
     crd::{
+        extensions::TrafficSelector,
         gateway_api,
         security::{self as crd, PolicyAction},
+        telemetry::WorkloadMode,
     },
     labels::{DRY_RUN, Labels},
     model::{ExtAuthz, Name, Permission, Policy, Principal, Rbac, RbacAction, RbacFilter},
@@ -20,7 +22,7 @@ use mesh_api::{
 
 use self::condition::{Condition, Side, TrustDomains};
 use crate::{
-    index::Index,
+    index::{Index, extensions::Refusal},
     source::object::{Kind, Object, Spec},
 };
 
@@ -55,6 +57,8 @@ pub struct Subject<'a> {
     pub labels: &'a Labels,
     /// Gateway of Gateway API that it implements, in the same namespace.
     pub gateway: Option<&'a str>,
+    /// Its traffic as extensions see it: of sidecars what comes in, of gateways what goes out.
+    pub side: WorkloadMode,
 }
 
 impl Authorization {
@@ -92,6 +96,7 @@ fn policies(index: &Index, subject: Subject<'_>) -> Vec<Entry> {
         .into_iter()
         .filter_map(entry)
         .collect();
+    out.extend(refusals(index, subject));
     let Some(gateway) = subject.gateway else { return out };
     let mut attached: Vec<Entry> = index
         .objects_in(Kind::AuthorizationPolicy, subject.namespace)
@@ -101,6 +106,34 @@ fn policies(index: &Index, subject: Subject<'_>) -> Vec<Entry> {
     attached.sort_by(|a, b| a.0.age_order().cmp(&b.0.age_order()));
     out.extend(attached);
     out
+}
+
+/// Extensions that refuse, as policies that deny.
+fn refusals(index: &Index, subject: Subject<'_>) -> impl Iterator<Item = Entry> {
+    let is_target = |t: &mesh_api::crd::TargetRef| subject.gateway.is_some_and(|gateway| is_gateway(t, gateway));
+    let objects = index.refusing_extensions(subject.namespace, subject.labels, is_target);
+    objects.into_iter().filter_map(move |object| {
+        let rules = denied(Refusal::of(&object)?.matches, subject.side)?;
+        let policy = crd::AuthorizationPolicy { action: PolicyAction::Deny, rules: Some(rules), ..Default::default() };
+        Some((object, Arc::new(policy)))
+    })
+}
+
+/// What is denied of the traffic of a side; `None`: nothing.
+fn denied(matches: &[TrafficSelector], side: WorkloadMode) -> Option<Vec<crd::Rule>> {
+    if matches.is_empty() {
+        return Some(vec![crd::Rule::default()]);
+    }
+    let here = matches.iter().filter(|m| m.mode.is_none_or(|mode| mode.covers(side)));
+    let rules: Vec<crd::Rule> = here
+        .map(|m| {
+            let ports: Vec<String> = m.ports.iter().map(|p| p.number.to_string()).collect();
+            let operation = crd::Operation { ports, ..Default::default() };
+            let to = (!m.ports.is_empty()).then(|| vec![crd::To { operation: Some(operation) }]);
+            crd::Rule { to, ..Default::default() }
+        })
+        .collect();
+    (!rules.is_empty()).then_some(rules)
 }
 
 fn entry(object: &Arc<Object>) -> Option<Entry> {
@@ -336,6 +369,33 @@ mod tests {
     use super::super::testing::World;
     use super::*;
 
+    const SHOP: Subject<'_> =
+        Subject { namespace: "shop", labels: &Labels::new(), gateway: None, side: WorkloadMode::Server };
+
+    #[test]
+    fn extensions_that_fail_closed_deny() {
+        let plugin = |spec: &str| {
+            let yaml = format!(
+                "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {{name: w, namespace: shop}}\nspec: {spec}\n"
+            );
+            Authorization::of(World::new(&yaml).index(), SHOP)
+        };
+        let all = plugin("{url: 'oci://a'}");
+        assert_eq!(only(&all.http).policies[0].permissions, [Permission::Any]);
+        assert_eq!(
+            (only(&all.tcp).action, &*only(&all.http).policies[0].name),
+            (RbacAction::Deny, "ns[shop]-policy[w]-rule[0]")
+        );
+        assert!(plugin("{url: 'oci://a', failStrategy: FAIL_OPEN}").is_empty());
+        assert!(plugin("{url: 'oci://a', match: [{mode: CLIENT}]}").is_empty());
+        let port = plugin("{url: 'oci://a', match: [{mode: SERVER, ports: [{number: 80}]}]}");
+        assert_eq!(
+            only(&port.http).policies[0].permissions,
+            [Permission::And(vec![Permission::Or(vec![Permission::DestinationPort(80)])])]
+        );
+        assert!(plugin("{url: 'oci://a', selector: {matchLabels: {app: other}}}").is_empty());
+    }
+
     fn authorization(specs: &[&str]) -> Authorization {
         let yaml: String = specs
             .iter()
@@ -347,7 +407,7 @@ mod tests {
             })
             .collect();
         let world = World::new(&yaml);
-        Authorization::of(world.index(), Subject { namespace: "shop", labels: &Labels::new(), gateway: None })
+        Authorization::of(world.index(), SHOP)
     }
 
     fn only(filters: &[RbacFilter]) -> &Rbac {
@@ -418,7 +478,7 @@ mod tests {
     fn order_of_actions_and_dry_run() {
         let yaml = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: dry, namespace: shop, annotations: {istio.io/dry-run: 'true'}}\nspec: {action: DENY, rules: [{}]}\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: custom, namespace: shop}\nspec: {action: CUSTOM, provider: {name: ext}, rules: [{to: [{operation: {paths: [/admin]}}]}]}\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: mesh, namespace: istio-system}\nspec: {rules: [{from: [{source: {namespaces: [shop]}}]}]}\n";
         let world = World::new(yaml);
-        let a = Authorization::of(world.index(), Subject { namespace: "shop", labels: &Labels::new(), gateway: None });
+        let a = Authorization::of(world.index(), SHOP);
         assert_eq!((a.http.len(), a.custom_http.len()), (2, 1));
         let Guard::Rbac(bad) = &a.custom_http[0] else { panic!("CUSTOM without a provider refuses") };
         let bad = bad.rules.as_ref().unwrap();
@@ -432,7 +492,7 @@ mod tests {
     fn aliases_stand_for_the_trust_domain() {
         let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'trustDomainAliases: [old.test]'}\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\nspec: {rules: [{from: [{source: {principals: [cluster.local/ns/a/sa/b]}}]}]}\n";
         let world = World::new(yaml);
-        let a = Authorization::of(world.index(), Subject { namespace: "shop", labels: &Labels::new(), gateway: None });
+        let a = Authorization::of(world.index(), SHOP);
         let Principal::And(all) = &only(&a.http).policies[0].principals[0] else { panic!() };
         let Principal::Or(ids) = &all[0] else { panic!() };
         assert_eq!(ids.len(), 2);

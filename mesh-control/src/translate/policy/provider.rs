@@ -205,7 +205,15 @@ spec: {clusterIP: 10.1.0.9, selector: {app: authz}, ports: [{name: http, port: 8
 
     fn of(yaml: &str) -> Authorization {
         let world = World::new(yaml);
-        Authorization::of(world.index(), Subject { namespace: "shop", labels: &Labels::new(), gateway: None })
+        Authorization::of(
+            world.index(),
+            Subject {
+                namespace: "shop",
+                labels: &Labels::new(),
+                gateway: None,
+                side: mesh_api::crd::telemetry::WorkloadMode::Server,
+            },
+        )
     }
 
     #[test]
@@ -246,7 +254,15 @@ spec: {clusterIP: 10.1.0.9, selector: {app: authz}, ports: [{name: http, port: 8
         let refuses = |a: &Authorization| matches!(a.custom_http.as_slice(), [Guard::Rbac(r)] if r.rules.is_some());
         let mut world = World::new(&format!("{MESH}{}", policy("p", "ext-grpc")));
         let now = |world: &World| {
-            Authorization::of(world.index(), Subject { namespace: "shop", labels: &Labels::new(), gateway: None })
+            Authorization::of(
+                world.index(),
+                Subject {
+                    namespace: "shop",
+                    labels: &Labels::new(),
+                    gateway: None,
+                    side: mesh_api::crd::telemetry::WorkloadMode::Server,
+                },
+            )
         };
         assert!(refuses(&now(&world)), "although it may fail open");
         let before: Vec<Stamp> = services(world.index()).collect();

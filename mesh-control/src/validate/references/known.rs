@@ -122,6 +122,8 @@ pub(super) fn selector(object: &Object) -> Option<Labels> {
         Spec::PeerAuthentication(s) => (&s.selector, None, &[][..]),
         Spec::RequestAuthentication(s) => (&s.selector, s.target_ref.as_ref(), s.target_refs.as_slice()),
         Spec::AuthorizationPolicy(s) => (&s.selector, s.target_ref.as_ref(), s.target_refs.as_slice()),
+        Spec::WasmPlugin(s) => (&s.selector, s.target_ref.as_ref(), s.target_refs.as_slice()),
+        Spec::TrafficExtension(s) => (&s.selector, None, s.target_refs.as_slice()),
         Spec::Telemetry(s) => (&s.selector, s.target_ref.as_ref(), s.target_refs.as_slice()),
         _ => return None,
     };
