@@ -19,6 +19,9 @@ struct Stat {
     counter: bool,
 }
 
+/// Before the names of what Istio's agent counts.
+const AGENT: &str = "istio_agent_";
+
 fn collect(handles: &Handles) -> Vec<Stat> {
     let snapshot = handles.shared.load();
     let mut out = Vec::new();
@@ -82,6 +85,10 @@ fn collect(handles: &Handles) -> Vec<Stat> {
         value: handles.telemetry.logs.files.dropped(),
         counter: true,
     });
+    for (key, value) in handles.names.iter().flat_map(|n| n.stats.counters()) {
+        let name = format!("{AGENT}{key}");
+        out.push(Stat { dotted: key.replacen('_', ".", 1), name, labels: vec![], value, counter: true });
+    }
     let counters = handles.telemetry.logs.exports.counters();
     for (key, value) in [("sent", &counters.sent), ("dropped", &counters.dropped)] {
         out.push(Stat {
@@ -203,6 +210,9 @@ pub fn prometheus(handles: &Handles) -> String {
         let labels: Vec<String> = stat.labels.iter().map(|(k, v)| format!("{k}=\"{}\"", escaped(v))).collect();
         let _ = writeln!(out, "{}{{{}}} {}", stat.name, labels.join(","), stat.value);
         last = stat.name;
+    }
+    if let Some(names) = &handles.names {
+        names.stats.write_durations(AGENT, &mut out);
     }
     out
 }

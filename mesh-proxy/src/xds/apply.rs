@@ -13,11 +13,13 @@ use super::store::SharedStore;
 use crate::config::ConfigError;
 use crate::config::SharedConfig;
 use crate::config::apply::Configurator;
+use crate::dns::Names;
 
 /// Applies resources; the refusals by name.
 pub fn update(
     config: &mut Configurator,
     shared: &SharedConfig,
+    names: Option<&Names>,
     store: &SharedStore,
     ty: TypeUrl,
     resources: &[Resource],
@@ -28,7 +30,7 @@ pub fn update(
             store.lock().accept(ty, name, version, wire.clone());
             continue;
         }
-        match one(config, shared, ty, name, wire) {
+        match one(config, shared, names, ty, name, wire) {
             Ok(()) => store.lock().accept(ty, name, version, wire.clone()),
             Err(error) => {
                 tracing::warn!(target: "xds", "{} {name} is refused: {error}", ty.short());
@@ -43,6 +45,7 @@ pub fn update(
 fn one(
     config: &mut Configurator,
     shared: &SharedConfig,
+    names: Option<&Names>,
     ty: TypeUrl,
     name: &Name,
     wire: &Bytes,
@@ -66,7 +69,12 @@ fn one(
             shared.secrets.put(&reference, secret.kind).map_err(ConfigError::new)
         }
         TypeUrl::Extension => Err(ConfigError::new("extension configurations are not supported")),
-        TypeUrl::NameTable => Err(ConfigError::new("name tables are not supported")),
+        TypeUrl::NameTable => {
+            let table = convert::name_table(name, wire).map_err(refused)?;
+            let names = names.ok_or_else(|| ConfigError::new("DNS is not answered here"))?;
+            names.put(&table);
+            Ok(())
+        }
     }
 }
 
