@@ -26,6 +26,7 @@ def main():
     import control_frames  # noqa: F401
     import control_tenants  # noqa: F401
     import dns_proxy  # noqa: F401
+    import extension_pushes  # noqa: F401
     import grpc_client  # noqa: F401
     import http1_bytes  # noqa: F401
     import http2_bytes  # noqa: F401

@@ -220,6 +220,15 @@ fn route_config() -> RouteConfig {
     }
 }
 
+fn discovered(at_once: bool) -> DiscoveredFilter {
+    DiscoveredFilter {
+        types: vec!["envoy.extensions.filters.http.fault.v3.HTTPFault".into(), "stats.PluginConfig".into()],
+        default: at_once.then(|| HttpFilterKind::Fault(fault())),
+        at_once,
+        fetch_timeout: Duration::from_secs(3),
+    }
+}
+
 fn manager(routes: RouteSource) -> HttpManager {
     let filter = |name: &str, kind| HttpFilter { name: name.into(), kind, disabled: name == "cors" };
     let shadow = RbacFilter {
@@ -247,6 +256,8 @@ fn manager(routes: RouteSource) -> HttpManager {
         filter("cors", HttpFilterKind::Cors),
         filter("grpc_stats", HttpFilterKind::GrpcStats { emit_filter_state: true }),
         filter("grpc_web", HttpFilterKind::GrpcWeb),
+        filter("waits", HttpFilterKind::Discovered(Box::new(discovered(false)))),
+        filter("at-once", HttpFilterKind::Discovered(Box::new(discovered(true)))),
         filter("limit", HttpFilterKind::LocalRateLimit(rate_limit())),
         filter("global", HttpFilterKind::GlobalRateLimit(Box::new(global_rate_limit()))),
         filter("session", HttpFilterKind::StatefulSession(Some(session(session_cookie())))),

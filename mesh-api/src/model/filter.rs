@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    AccessLog, CorsPolicy, DnsCache, Fraction, GlobalRateLimit, HashSource, HeaderMatcher, HeaderMutation, JwtAuthn,
-    Metadata, Name, RateLimitSettings, Rbac, RouteConfig, Tracing, Upgrade,
+    AccessLog, CorsPolicy, DiscoveredFilter, DnsCache, Fraction, GlobalRateLimit, HashSource, HeaderMatcher,
+    HeaderMutation, JwtAuthn, Metadata, Name, RateLimitSettings, Rbac, RouteConfig, Tracing, Upgrade,
 };
 use super::{AuthzSettings, ExtAuthz};
 
@@ -374,6 +374,8 @@ pub enum HttpFilterKind {
     JwtAuthn(Box<JwtAuthn>),
     /// Looks up hosts of requests whose cluster is found by name.
     DynamicForwardProxy(Box<DnsCache>),
+    /// One of the others, whose configuration is a resource of its own.
+    Discovered(Box<DiscoveredFilter>),
 }
 
 /// Router filter.

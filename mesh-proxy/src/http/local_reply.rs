@@ -359,6 +359,8 @@ pub enum Reason {
     RequestTooLarge,
     /// The configuration of this listener's routes has not arrived.
     RouteConfigMissing,
+    /// The configuration of a filter never came.
+    FilterConfigMissing,
     /// Ours is wrong.
     Internal,
 }
@@ -384,6 +386,7 @@ impl Reason {
             Reason::DownstreamDisconnect => F::DC,
             Reason::DownstreamReset => F::DR,
             Reason::LocalDisconnect => F::DC,
+            Reason::FilterConfigMissing => F::NFCF,
             Reason::FaultAbort { .. } => F::FI,
             Reason::LocalRateLimited { .. } | Reason::RateLimited { .. } => F::RL,
             Reason::RateLimitError { .. } => F::RLSE,
@@ -463,7 +466,7 @@ impl Reason {
             Reason::ExpectationFailed => 417,
             Reason::RequireTls => 301,
             Reason::RequestTooLarge => 413,
-            Reason::Internal => 500,
+            Reason::FilterConfigMissing | Reason::Internal => 500,
         }
     }
 
@@ -476,6 +479,7 @@ impl Reason {
             Reason::RouteNotFound => "route_not_found",
             Reason::FilterChainNotFound => "filter_chain_not_found",
             Reason::RouteConfigMissing => "route_configuration_not_found",
+            Reason::FilterConfigMissing => "filter_config_not_found",
             Reason::ClusterNotFound { .. } => "cluster_not_found",
             Reason::NoHealthyUpstream => "no_healthy_upstream",
             Reason::DnsFailed(why) => return Cow::Owned(format!("dns_resolution_failure{{{why}}}")),
@@ -577,6 +581,7 @@ impl Reason {
             Reason::FilterChainNotFound => {
                 "the listener has no filter chain for this port, SNI or protocol; plain text to a port that demands mTLS?"
             }
+            Reason::FilterConfigMissing => "the configuration of a filter has not been received, or is of no use",
             Reason::RouteConfigMissing => "the listener's route configuration has not been received",
             Reason::ClusterNotFound { .. } => {
                 "the route names a cluster that does not exist: unknown host, port or subset"

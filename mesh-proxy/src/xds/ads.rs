@@ -217,7 +217,8 @@ impl Driver {
     /// Puts an update in force as far as it can be used; what cannot is told by name.
     async fn apply(&mut self, update: &Update) -> Vec<(Name, String)> {
         // What goes makes room for what comes: a listener may take the address of one that is gone.
-        apply::remove(&mut self.config, &self.shared, &self.store, update.ty, &update.removed);
+        let names = self.names.as_deref();
+        apply::remove(&mut self.config, &self.shared, names, &self.store, update.ty, &update.removed);
         let mut refused = vec![];
         for batch in update.resources.chunks(BATCH) {
             let names = self.names.as_deref();
@@ -265,7 +266,7 @@ impl Driver {
         }
         let now = Some((self.config.references(), self.shared.secrets.version()));
         let changed = std::mem::replace(&mut self.looked, now) != now;
-        let by_name = [TypeUrl::Endpoints, TypeUrl::Secret, TypeUrl::Route];
+        let by_name = [TypeUrl::Endpoints, TypeUrl::Secret, TypeUrl::Route, TypeUrl::Extension];
         for ty in by_name.into_iter().filter(|_| changed) {
             let names = apply::wanted(&self.config, &self.shared, ty);
             let before = self.wanted.entry(ty).or_default();

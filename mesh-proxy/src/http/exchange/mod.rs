@@ -351,6 +351,7 @@ impl Exchange {
             (Kind::HealthCheck { pass_through: false, headers }, _) if headers.iter().all(|h| h.matches(head)) => {
                 Err(Reason::HealthCheck.into())
             }
+            (Kind::Unconfigured, _) => Err(Reason::FilterConfigMissing.into()),
             _ => Ok(()),
         }
     }

@@ -76,6 +76,8 @@ pub enum Kind {
     IstioAlpn,
     /// Checks tokens.
     Jwt(Arc<jwt::Filter>),
+    /// Its configuration never came.
+    Unconfigured,
     /// What it means is done by telemetry, or by the cluster.
     Nothing,
 }
@@ -95,6 +97,7 @@ impl Filter {
             HttpFilterKind::GrpcStats { .. }
             | HttpFilterKind::IstioStats(_)
             | HttpFilterKind::DynamicForwardProxy(_) => Kind::Nothing,
+            HttpFilterKind::Discovered(_) => Kind::Unconfigured,
             HttpFilterKind::GrpcWeb => Kind::GrpcWeb,
             HttpFilterKind::LocalRateLimit(limit) => Kind::RateLimit(RateLimit::compile(limit)?),
             HttpFilterKind::GlobalRateLimit(limit) => Kind::GlobalLimit(Arc::new(GlobalLimit::compile(limit)?)),

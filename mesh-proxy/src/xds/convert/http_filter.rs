@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use mesh_api::model::{
-    CorsPolicy, FaultAbort, FaultFilter, FilterOverride, Fraction, HeaderMutation, HttpFilter, HttpFilterKind,
-    IstioStats, LocalRateLimit, PeerMetadata, RbacFilter, RouterFilter, SessionCookie, SessionState, StatefulSession,
+    CorsPolicy, DiscoveredFilter, ExtensionConfig, FaultAbort, FaultFilter, FilterOverride, Fraction, HeaderMutation,
+    HttpFilter, HttpFilterKind, IstioStats, LocalRateLimit, PeerMetadata, RbacFilter, RouterFilter, SessionCookie,
+    SessionState, StatefulSession,
 };
 use mesh_api::xds::envoy::config::common::mutation_rules::v3 as mutation_rules;
 use mesh_api::xds::envoy::config::core::v3 as core;
@@ -40,7 +41,17 @@ pub fn http_filter(at: &At<'_>, f: &hcm::HttpFilter) -> Result<Option<HttpFilter
     use hcm::http_filter::ConfigType as C;
     let kind = match &f.config_type {
         Some(C::TypedConfig(any)) => kind(&at.field("typed_config"), &f.name, any)?,
-        Some(C::ConfigDiscovery(_)) => return at.refuse("filters by discovery (ECDS) are not supported"),
+        Some(C::ConfigDiscovery(source)) => {
+            let at = at.field("config_discovery");
+            match unknown(&source.type_urls) {
+                // What guards requests must not be left out.
+                Some(_) if f.is_optional && !guards(&f.name) => None,
+                Some(url) => {
+                    return at.field("type_urls").refuse(format!("filter {:?} ({url}) is not supported", f.name));
+                }
+                None => Some(HttpFilterKind::Discovered(Box::new(discovered(&at, &f.name, source)?))),
+            }
+        }
         // Static files may name a filter and leave the configuration out.
         None => kind_by_name(&f.name),
     };
@@ -56,6 +67,69 @@ pub fn http_filter(at: &At<'_>, f: &hcm::HttpFilter) -> Result<Option<HttpFilter
             };
             at.refuse(format!("filter {:?} ({any}) is not supported", f.name))
         }
+    }
+}
+
+/// A type that there is no filter for.
+fn unknown(type_urls: &[String]) -> Option<&str> {
+    let exists = |url: &str| {
+        let empty = Any { type_url: url.to_owned(), value: vec![] };
+        // That its configuration lacks something shows that there is one.
+        !matches!(kind(&At::resource(""), "", &empty), Ok(None))
+    };
+    type_urls.iter().map(String::as_str).find(|url| !exists(url))
+}
+
+fn discovered(at: &At<'_>, name: &str, source: &core::ExtensionConfigSource) -> Result<DiscoveredFilter> {
+    use core::config_source::ConfigSourceSpecifier as S;
+    let place = at.field("config_source");
+    let config = place.required(source.config_source.as_ref())?;
+    if !matches!(config.config_source_specifier, Some(S::Ads(_) | S::Self_(_))) {
+        return place.refuse("only ads is supported");
+    }
+    let types: Vec<_> = source.type_urls.iter().map(|url| url.rsplit('/').next().unwrap_or_default().into()).collect();
+    if types.is_empty() {
+        return at.field("type_urls").refuse("is required");
+    }
+    let default = match &source.default_config {
+        None => None,
+        Some(any) => {
+            let at = at.field("default_config");
+            let config = configured(&at, name, any)?;
+            if !types.contains(&config.type_name) {
+                return at.refuse(format!("is a {}, which type_urls does not list", config.type_name));
+            }
+            Some(config.kind)
+        }
+    };
+    if source.apply_default_config_without_warming && default.is_none() {
+        return at.field("apply_default_config_without_warming").refuse("needs a default_config");
+    }
+    let wait = config.initial_fetch_timeout.as_ref();
+    Ok(DiscoveredFilter {
+        types,
+        default,
+        at_once: source.apply_default_config_without_warming,
+        fetch_timeout: duration_or(&place.field("initial_fetch_timeout"), wait, Duration::from_secs(15))?,
+    })
+}
+
+/// A `TypedExtensionConfig`.
+pub fn extension(at: &At<'_>, name: &str, message: &core::TypedExtensionConfig) -> Result<ExtensionConfig> {
+    if message.name != name {
+        return at.field("name").refuse(format!("is {:?}", message.name));
+    }
+    let at = at.field("typed_config");
+    configured(&at, name, at.required(message.typed_config.as_ref())?)
+}
+
+fn configured(at: &At<'_>, name: &str, any: &Any) -> Result<ExtensionConfig> {
+    let inner = typed_struct(at, any)?.map(|(inner, _)| inner);
+    let type_name = inner.as_deref().unwrap_or_else(|| type_name(any));
+    match kind(at, name, any)? {
+        Some(HttpFilterKind::Router(_)) => at.refuse("the router cannot come by discovery"),
+        Some(kind) => Ok(ExtensionConfig { name: name.into(), type_name: type_name.into(), kind }),
+        None => at.refuse(format!("filter {name:?} ({type_name}) is not supported")),
     }
 }
 

@@ -105,6 +105,16 @@ pub fn secret(name: &str, bytes: &[u8]) -> Result<model::Secret> {
     tls::secret(&at, &message)
 }
 
+/// Bytes of an `envoy.config.core.v3.TypedExtensionConfig`.
+///
+/// # Errors
+/// As [`listener`].
+pub fn extension(name: &str, bytes: &[u8]) -> Result<model::ExtensionConfig> {
+    let at = At::resource(name);
+    let message: envoy::config::core::v3::TypedExtensionConfig = at.decode(bytes)?;
+    http_filter::extension(&at, name, &message)
+}
+
 /// Bytes of an `istio.networking.nds.v1.NameTable`.
 ///
 /// # Errors
