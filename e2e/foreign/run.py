@@ -22,6 +22,7 @@ def main():
 
     import chance  # noqa: F401
     import chance_control  # noqa: F401
+    import connection_limits  # noqa: F401
     import control_bytes  # noqa: F401
     import control_frames  # noqa: F401
     import control_tenants  # noqa: F401

@@ -403,7 +403,18 @@ fn listener() -> Listener {
                 ..RbacFilter::default()
             }),
             NetworkFilter::ExtAuthz(Box::new(authz_tcp())),
-            NetworkFilter::ConnectionLimit { stat_prefix: "c".into(), max: 5, delay: seconds(1) },
+            NetworkFilter::ConnectionLimit(ConnectionLimit {
+                stat_prefix: "c".into(),
+                max: 5,
+                delay: seconds(1),
+                enabled: false,
+            }),
+            NetworkFilter::LocalRateLimit(ConnectionRate {
+                stat_prefix: "r".into(),
+                bucket: TokenBucket { max_tokens: 7, tokens_per_fill: 2, fill_interval: seconds(3) },
+                share_key: "all".into(),
+                enabled: false,
+            }),
             NetworkFilter::SniCluster,
             NetworkFilter::SniDynamicForwardProxy { cache: clusters::dns_cache(), port: 8443 },
             filter,

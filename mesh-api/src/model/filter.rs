@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    AccessLog, CorsPolicy, DiscoveredFilter, DnsCache, Fraction, GlobalRateLimit, HashSource, HeaderMatcher,
-    HeaderMutation, JwtAuthn, Metadata, Name, RateLimitSettings, Rbac, RouteConfig, Tracing, Upgrade,
+    AccessLog, ConnectionLimit, ConnectionRate, CorsPolicy, DiscoveredFilter, DnsCache, Fraction, GlobalRateLimit,
+    HashSource, HeaderMatcher, HeaderMutation, JwtAuthn, Metadata, Name, RateLimitSettings, Rbac, RouteConfig, Tracing,
+    Upgrade,
 };
 use super::{AuthzSettings, ExtAuthz};
 
@@ -27,7 +28,9 @@ pub enum NetworkFilter {
     /// goes to (`sni_dynamic_forward_proxy`).
     SniDynamicForwardProxy { cache: DnsCache, port: u16 },
     /// `envoy.filters.network.connection_limit`.
-    ConnectionLimit { stat_prefix: Name, max: u64, delay: Duration },
+    ConnectionLimit(ConnectionLimit),
+    /// `envoy.filters.network.local_ratelimit`.
+    LocalRateLimit(ConnectionRate),
     /// Istio's peer metadata exchange; does natively what it means.
     MetadataExchange,
     /// Istio's TCP statistics.

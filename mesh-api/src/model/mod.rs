@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 pub mod cluster;
+pub mod connection_limit;
 pub mod dns_cache;
 pub mod endpoint;
 pub mod ext_authz;
@@ -25,6 +26,7 @@ pub mod telemetry;
 pub mod tls;
 
 pub use cluster::*;
+pub use connection_limit::*;
 pub use dns_cache::*;
 pub use endpoint::*;
 pub use ext_authz::*;

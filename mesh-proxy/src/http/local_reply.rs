@@ -309,6 +309,8 @@ pub enum Reason {
         /// Status to answer with.
         status: u16,
     },
+    /// A connection came too early.
+    ConnectionRateLimited,
     /// A rate limit service says that it is too much.
     RateLimited {
         /// Status to answer with.
@@ -389,6 +391,7 @@ impl Reason {
             Reason::FilterConfigMissing => F::NFCF,
             Reason::FaultAbort { .. } => F::FI,
             Reason::LocalRateLimited { .. } | Reason::RateLimited { .. } => F::RL,
+            Reason::ConnectionRateLimited => F::URX,
             Reason::RateLimitError { .. } => F::RLSE,
             Reason::ExtAuthzDenied { .. } | Reason::ExtAuthzError { .. } => F::UAEX,
             Reason::InvalidEnvoyHeaders => F::IH,
@@ -423,6 +426,7 @@ impl Reason {
         match self {
             Reason::Pending
             | Reason::FilterChainNotFound
+            | Reason::ConnectionRateLimited
             | Reason::DownstreamDisconnect
             | Reason::DownstreamReset
             | Reason::LocalDisconnect => 0,
@@ -515,6 +519,7 @@ impl Reason {
             Reason::ExtAuthzError { .. } => "ext_authz_error",
             Reason::FaultAbort { .. } => "fault_filter_abort",
             Reason::LocalRateLimited { .. } => "local_rate_limited",
+            Reason::ConnectionRateLimited => "local_ratelimit_close_over_limit",
             Reason::RateLimited { .. } => "request_rate_limited",
             Reason::RateLimitError { .. } => "rate_limiter_error",
             Reason::HealthCheck => "health_check_ok",

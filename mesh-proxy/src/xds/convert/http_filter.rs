@@ -25,7 +25,7 @@ use super::rate_limit;
 use super::rbac::rbac;
 use super::values::{
     bool_or, duration, duration_or, fraction, header_matchers, header_value, lower, runtime_fraction, string_matchers,
-    type_name, typed_struct, u32_or, unpack,
+    token_bucket, type_name, typed_struct, unpack,
 };
 
 /// Filters of Istio's Envoy build and others that change nothing here: known, and left out.
@@ -354,20 +354,15 @@ fn local_rate_limit(
             response_headers: HeaderMutation::default(),
         });
     }
-    let b = bucket.required(l.token_bucket.as_ref())?;
-    let interval = bucket.field("fill_interval");
-    let interval = duration(&interval, interval.required(b.fill_interval.as_ref())?)?;
-    if interval < Duration::from_millis(50) {
-        return bucket.field("fill_interval").refuse("must be 50 ms at least");
-    }
+    let b = token_bucket(&bucket, bucket.required(l.token_bucket.as_ref())?)?;
     let share = |field: &str, f: Option<&core::RuntimeFractionalPercent>| {
         f.map_or(Ok(Fraction(0)), |f| runtime_fraction(&at.field(field), f))
     };
     Ok(LocalRateLimit {
         stat_prefix: l.stat_prefix.as_str().into(),
         max_tokens: b.max_tokens,
-        tokens_per_fill: u32_or(b.tokens_per_fill, 1),
-        fill_interval: interval,
+        tokens_per_fill: b.tokens_per_fill,
+        fill_interval: b.fill_interval,
         enabled: share("filter_enabled", l.filter_enabled.as_ref())?,
         enforced: share("filter_enforced", l.filter_enforced.as_ref())?,
         status: rate_limit::refusal_status(l.status.as_ref()),
