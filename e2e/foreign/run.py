@@ -29,6 +29,7 @@ def main():
     import dns_proxy  # noqa: F401
     import extension_pushes  # noqa: F401
     import grpc_client  # noqa: F401
+    import health_checks  # noqa: F401
     import http1_bytes  # noqa: F401
     import http2_bytes  # noqa: F401
     import http2_upstreams  # noqa: F401

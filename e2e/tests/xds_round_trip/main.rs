@@ -220,6 +220,15 @@ fn route_config() -> RouteConfig {
     }
 }
 
+fn health_check(pass_through: bool) -> HealthCheckFilter {
+    HealthCheckFilter {
+        pass_through,
+        headers: headers(),
+        cache_time: pass_through.then(|| Duration::from_millis(2500)),
+        min_healthy: if pass_through { vec![] } else { vec![("a".into(), 12.5), ("b".into(), 0.0)] },
+    }
+}
+
 fn discovered(at_once: bool) -> DiscoveredFilter {
     DiscoveredFilter {
         types: vec!["envoy.extensions.filters.http.fault.v3.HTTPFault".into(), "stats.PluginConfig".into()],
@@ -263,7 +272,8 @@ fn manager(routes: RouteSource) -> HttpManager {
         filter("session", HttpFilterKind::StatefulSession(Some(session(session_cookie())))),
         filter("session-of-routes", HttpFilterKind::StatefulSession(None)),
         filter("mutation", HttpFilterKind::HeaderMutation { request: mutation(), response: mutation() }),
-        filter("health", HttpFilterKind::HealthCheck { pass_through: true, headers: headers() }),
+        filter("health", HttpFilterKind::HealthCheck(health_check(true))),
+        filter("health-of-clusters", HttpFilterKind::HealthCheck(health_check(false))),
         filter(
             "istio.stats",
             HttpFilterKind::IstioStats(IstioStats {

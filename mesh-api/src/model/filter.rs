@@ -364,7 +364,7 @@ pub enum HttpFilterKind {
     /// Changes headers.
     HeaderMutation { request: HeaderMutation, response: HeaderMutation },
     /// Answers health checks.
-    HealthCheck { pass_through: bool, headers: Vec<HeaderMatcher> },
+    HealthCheck(HealthCheckFilter),
     /// Cookie or header pinned sessions; `None`: only routes that configure one have it.
     StatefulSession(Option<StatefulSession>),
     /// Istio's ALPN override towards upstreams (`istio.alpn`); does natively what it means.
@@ -379,6 +379,19 @@ pub enum HttpFilterKind {
     DynamicForwardProxy(Box<DnsCache>),
     /// One of the others, whose configuration is a resource of its own.
     Discovered(Box<DiscoveredFilter>),
+}
+
+/// Health checks that a proxy answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Default)]
+pub struct HealthCheckFilter {
+    /// They go on to the application.
+    pub pass_through: bool,
+    /// What makes a request one; all of them.
+    pub headers: Vec<HeaderMatcher>,
+    /// How long what the application said is repeated; `None`: it is always asked. Beside `pass_through` only.
+    pub cache_time: Option<Duration>,
+    /// Clusters that must be healthy, and of how many percent of their endpoints. Without `pass_through` only.
+    pub min_healthy: Vec<(Name, f64)>,
 }
 
 /// Router filter.

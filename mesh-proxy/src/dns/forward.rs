@@ -20,8 +20,8 @@ use super::stats::DnsStats;
 
 /// How long one resolver has. Clients wait five seconds as a rule: the second one is asked within that.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Questions that wait for resolvers at once; further ones fail at once.
-pub const MOST_WAITING: usize = 1024;
+/// Questions that wait for resolvers at once, each with a socket; further ones fail at once.
+pub const MOST_WAITING: usize = 256;
 /// Longest message.
 const LONGEST: usize = u16::MAX as usize;
 /// Codes with which a resolver says that another should be asked: SERVFAIL, NOTIMP, REFUSED.

@@ -322,7 +322,12 @@ pub enum Reason {
         status: u16,
     },
     /// A health check was answered here.
-    HealthCheck,
+    HealthCheck {
+        /// Status to answer with.
+        status: u16,
+        /// What it came from.
+        details: &'static str,
+    },
     /// Answered preflight.
     CorsPreflight,
     /// No `host`.
@@ -389,6 +394,7 @@ impl Reason {
             Reason::DownstreamReset => F::DR,
             Reason::LocalDisconnect => F::DC,
             Reason::FilterConfigMissing => F::NFCF,
+            Reason::HealthCheck { status: 300.., .. } => F::LH,
             Reason::FaultAbort { .. } => F::FI,
             Reason::LocalRateLimited { .. } | Reason::RateLimited { .. } => F::RL,
             Reason::ConnectionRateLimited => F::URX,
@@ -430,12 +436,13 @@ impl Reason {
             | Reason::DownstreamDisconnect
             | Reason::DownstreamReset
             | Reason::LocalDisconnect => 0,
-            Reason::ViaUpstream | Reason::DirectResponse | Reason::HealthCheck | Reason::CorsPreflight => 200,
+            Reason::ViaUpstream | Reason::DirectResponse | Reason::CorsPreflight => 200,
             Reason::RouteNotFound | Reason::RouteConfigMissing | Reason::PathInvalid | Reason::NonForwarding => 404,
             Reason::ClusterNotFound { status }
             | Reason::ExtAuthzDenied { status }
             | Reason::ExtAuthzError { status }
             | Reason::FaultAbort { status }
+            | Reason::HealthCheck { status, .. }
             | Reason::RateLimited { status }
             | Reason::RateLimitError { status }
             | Reason::LocalRateLimited { status } => *status,
@@ -522,7 +529,7 @@ impl Reason {
             Reason::ConnectionRateLimited => "local_ratelimit_close_over_limit",
             Reason::RateLimited { .. } => "request_rate_limited",
             Reason::RateLimitError { .. } => "rate_limiter_error",
-            Reason::HealthCheck => "health_check_ok",
+            Reason::HealthCheck { details, .. } => details,
             Reason::CorsPreflight => "cors_response",
             Reason::MissingHost => "missing_host_header",
             Reason::InvalidHost => "http.invalid_authority",

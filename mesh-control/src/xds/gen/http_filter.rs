@@ -60,8 +60,12 @@ fn typed_config(kind: &HttpFilterKind) -> Option<Message> {
         HttpFilterKind::HeaderMutation { request, response } => {
             ("envoy.extensions.filters.http.header_mutation.v3.HeaderMutation", header_mutation(request, response))
         }
-        HttpFilterKind::HealthCheck { pass_through, headers } => {
-            let config = Message::new().wrapped_bool(1, *pass_through).msgs(5, headers.iter().map(header_matcher));
+        HttpFilterKind::HealthCheck(check) => {
+            let config = Message::new().wrapped_bool(1, check.pass_through).duration_maybe(3, check.cache_time);
+            let clusters = check.min_healthy.iter();
+            let config =
+                clusters.fold(config, |out, (name, share)| out.entry(4, name, Message::new().double(1, *share)));
+            let config = config.msgs(5, check.headers.iter().map(header_matcher));
             ("envoy.extensions.filters.http.health_check.v3.HealthCheck", config)
         }
         HttpFilterKind::StatefulSession(source) => {

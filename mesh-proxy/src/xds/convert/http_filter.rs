@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use mesh_api::model::{
     CorsPolicy, DiscoveredFilter, ExtensionConfig, FaultAbort, FaultFilter, FilterOverride, Fraction, HeaderMutation,
-    HttpFilter, HttpFilterKind, IstioStats, LocalRateLimit, PeerMetadata, RbacFilter, RouterFilter, SessionCookie,
-    SessionState, StatefulSession,
+    HealthCheckFilter, HttpFilter, HttpFilterKind, IstioStats, LocalRateLimit, Name, PeerMetadata, RbacFilter,
+    RouterFilter, SessionCookie, SessionState, StatefulSession,
 };
 use mesh_api::xds::envoy::config::common::mutation_rules::v3 as mutation_rules;
 use mesh_api::xds::envoy::config::core::v3 as core;
@@ -24,8 +24,8 @@ use super::jwt::jwt_authn;
 use super::rate_limit;
 use super::rbac::rbac;
 use super::values::{
-    bool_or, duration, duration_or, fraction, header_matchers, header_value, lower, runtime_fraction, string_matchers,
-    token_bucket, type_name, typed_struct, unpack,
+    duration, duration_opt, duration_or, fraction, header_matchers, header_value, lower, runtime_fraction,
+    string_matchers, token_bucket, type_name, typed_struct, unpack,
 };
 
 /// Filters of Istio's Envoy build and others that change nothing here: known, and left out.
@@ -185,13 +185,7 @@ fn kind(at: &At<'_>, name: &str, any: &Any) -> Result<Option<HttpFilterKind>> {
         }
         "envoy.extensions.filters.http.health_check.v3.HealthCheck" => {
             let config: filters::health_check::v3::HealthCheck = unpack(at, any)?;
-            if config.cache_time.is_some() || !config.cluster_min_healthy_percentages.is_empty() {
-                return at.refuse("caching and cluster health are not supported");
-            }
-            HttpFilterKind::HealthCheck {
-                pass_through: bool_or(config.pass_through_mode, false),
-                headers: header_matchers(at, "headers", &config.headers)?,
-            }
+            HttpFilterKind::HealthCheck(health_check(at, &config)?)
         }
         "envoy.extensions.filters.http.stateful_session.v3.StatefulSession" => {
             HttpFilterKind::StatefulSession(session(at, &unpack(at, any)?)?)
@@ -215,6 +209,27 @@ fn kind(at: &At<'_>, name: &str, any: &Any) -> Result<Option<HttpFilterKind>> {
         }
         _ => return Ok(None),
     }))
+}
+
+fn health_check(at: &At<'_>, f: &filters::health_check::v3::HealthCheck) -> Result<HealthCheckFilter> {
+    let pass_through = at.field("pass_through_mode").required(f.pass_through_mode)?.value;
+    let cache_time = duration_opt(&at.field("cache_time"), f.cache_time.as_ref())?.filter(|t| !t.is_zero());
+    if cache_time.is_some() && !pass_through {
+        return at.field("cache_time").refuse("needs pass_through_mode");
+    }
+    let mut min_healthy: Vec<(Name, f64)> = Vec::new();
+    for (cluster, share) in &f.cluster_min_healthy_percentages {
+        if !(0.0..=100.0).contains(&share.value) {
+            return at.field("cluster_min_healthy_percentages").refuse(format!("{cluster}: must be 0 to 100"));
+        }
+        // As in Envoy: what goes on to the application is decided there.
+        if !pass_through {
+            min_healthy.push((cluster.as_str().into(), share.value));
+        }
+    }
+    min_healthy.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let headers = header_matchers(at, "headers", &f.headers)?;
+    Ok(HealthCheckFilter { pass_through, headers, cache_time, min_healthy })
 }
 
 fn peer_metadata(at: &At<'_>, any: &Any) -> Result<PeerMetadata> {
