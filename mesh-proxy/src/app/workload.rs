@@ -96,6 +96,13 @@ const DNS_PORT: u16 = 53;
 /// Where the resolvers are named that an own one on port 53 has taken the place of.
 const SAVED_RESOLV_CONF: &str = "/var/lib/istio/resolv.conf";
 
+/// Where names are answered, as control planes are told: who has a loopback address of its own answers there.
+fn dns_address(w: &Workload) -> String {
+    let own = w.ip.first().copied().filter(IpAddr::is_loopback);
+    let port = w.dns.address.strip_prefix("localhost:").and_then(|port| port.parse().ok());
+    own.zip(port).map_or_else(|| w.dns.address.clone(), |(ip, port)| SocketAddr::new(ip, port).to_string())
+}
+
 /// Answers the application's DNS in the background. `local` is the proxy's own loopback address.
 fn names(dns: &Dns, local: IpAddr, parts: &Parts) -> anyhow::Result<Arc<Names>> {
     let (host, port) = dns.address.rsplit_once(':').context("--dns-proxy-addr must be HOST:PORT")?;
@@ -184,7 +191,7 @@ fn node(w: &Workload, gateway: bool, env: impl Iterator<Item = (String, String)>
         workload_name: text("WORKLOAD_NAME").unwrap_or_else(|| name.to_owned()),
         proxy_config: metadata.get("PROXY_CONFIG").cloned().unwrap_or_default(),
         dns_capture: w.dns.capture,
-        dns_proxy_addr: if w.dns.capture { w.dns.address.clone() } else { String::new() },
+        dns_proxy_addr: if w.dns.capture { dns_address(w) } else { String::new() },
         http_proxy_port: text("HTTP_PROXY_PORT").unwrap_or_default(),
         labels,
         ..NodeMetadata::default()
@@ -288,5 +295,24 @@ mod tests {
         assert_eq!(node.metadata["LABELS"]["version"], "v2");
         assert_eq!(node.metadata["PROXY_CONFIG"]["concurrency"], 2);
         assert!(!node.metadata.contains_key("HOME"));
+        assert!(!node.metadata.contains_key("DNS_CAPTURE"));
+    }
+
+    #[test]
+    fn control_planes_are_told_where_names_are_answered() {
+        let told = |words: &str| {
+            let words = format!("mesh-proxy sidecar --id web-1.shop {words}");
+            let settings = Settings::try_parse_from(words.split(' ')).unwrap();
+            let Some(Mode::Sidecar(w)) = settings.mode else { panic!() };
+            let node = node(&w, false, std::iter::empty()).unwrap();
+            let text = |key: &str| node.metadata.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+            (text("DNS_CAPTURE"), text("DNS_PROXY_ADDR"))
+        };
+        let pair = |on: &str, at: &str| (on.to_owned(), at.to_owned());
+        assert_eq!(told("--ip 10.0.0.1"), pair("", ""));
+        assert_eq!(told("--ip 10.0.0.1 --dns-capture"), pair("true", "localhost:15053"));
+        assert_eq!(told("--ip 127.0.0.3 --dns-capture"), pair("true", "127.0.0.3:15053"));
+        let elsewhere = "--ip 127.0.0.3 --dns-capture --dns-proxy-addr 127.0.0.1:53";
+        assert_eq!(told(elsewhere), pair("true", "127.0.0.1:53"));
     }
 }
