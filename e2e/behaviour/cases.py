@@ -11,7 +11,7 @@ import yaml
 
 from backends import seconds
 
-POSITIONS = ("gateway", "explicit", "captured", "inbound")
+POSITIONS = ("gateway", "explicit", "captured", "inbound", "resolved")
 _METHODS = ("get", "head", "post", "put", "delete", "patch", "options")
 _CASE_KEYS = {"about", "positions", "mesh", "objects", "requests", "steps", "objects_invalid", "finding", "differs_from_istio", "patience",
               "under_load", "envoy_only"}

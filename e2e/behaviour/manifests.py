@@ -50,7 +50,10 @@ PROXIES = {
     "captured": ("10.77.1.4", SHOP, "client", {"app": "client", "version": "v1", **LOCALITY}),
     "stranger": ("10.77.1.5", OTHER, "stranger", {"app": "stranger", "version": "v1"}),
     "guarded": ("10.77.1.6", SHOP, "guarded", {"app": "guarded", "version": "v1"}),
+    "resolved": ("10.77.1.7", SHOP, "client", {"app": "client", "version": "v1", **LOCALITY}),
 }
+# Their application's DNS is answered by our proxy, which a stock Envoy has Istio's agent for.
+OURS_ONLY = {"resolved"}
 GATEWAY_API_PORTS = (8443, 8444, 9000, 8080)  # of the Service of `gw-api`, for listeners of other Gateways
 # Name, namespace, port, its name, port of the pods.
 SERVICES = [

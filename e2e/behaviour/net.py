@@ -58,10 +58,10 @@ class Namespace:
             _enter(home)
             os.close(home)
 
-    def socket(self):
-        """A TCP socket that lives there."""
+    def socket(self, kind=socket.SOCK_STREAM):
+        """A socket that lives there, of TCP if nothing else is said."""
         with self.entered():
-            return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            return socket.socket(socket.AF_INET, kind)
 
     def close(self):
         os.close(self._fd)
@@ -88,8 +88,9 @@ class Network:
         """One more address of the root namespace."""
         self.root.do("ip", "addr", "add", f"{ip}/16", "dev", "br0")
 
-    def pod(self, name, ip, captured=False):
-        """A namespace with one address, with everything redirected to its proxy if it is captured."""
+    def pod(self, name, ip, captured=False, resolver=None):
+        """A namespace with one address, with everything redirected to its proxy if it is captured, and what is asked of
+        the resolver as well if there is one."""
         pod = Namespace(f"{self.name}-{name}")
         self._pods.append(pod)
         link = f"v{len(self._pods)}"
@@ -99,7 +100,7 @@ class Network:
         pod.do("ip", "link", "set", "eth0", "up")
         pod.do("ip", "route", "add", "default", "via", self.gateway)
         if captured:
-            capture(pod)
+            capture(pod, resolver)
         return pod
 
     def close(self):
@@ -108,8 +109,15 @@ class Network:
         self.root.close()
 
 
-def capture(pod):
-    """The rules of Istio's init container: all TCP in to 15006, all TCP out to 15001, but for the proxy itself."""
+def capture(pod, resolver=None):
+    """The rules of Istio's init container: all TCP in to 15006, all TCP out to 15001, but for the proxy itself; questions to
+    the resolver to 15053."""
+    dns = [
+        f"-A ISTIO_OUTPUT -p tcp --dport 53 -m owner --uid-owner {PROXY_ID} -j RETURN",
+        f"-A ISTIO_OUTPUT -p tcp --dport 53 -d {resolver}/32 -j REDIRECT --to-ports 15053",
+        f"-A OUTPUT -p udp --dport 53 -m owner --uid-owner {PROXY_ID} -j RETURN",
+        f"-A OUTPUT -p udp --dport 53 -d {resolver}/32 -j REDIRECT --to-ports 15053",
+    ]
     rules = [
         "-N ISTIO_INBOUND", "-N ISTIO_OUTPUT", "-N ISTIO_REDIRECT", "-N ISTIO_IN_REDIRECT",
         "-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001",
@@ -118,6 +126,7 @@ def capture(pod):
         "-A ISTIO_INBOUND -p tcp -m multiport --dports 15008,15020,15021,15090 -j RETURN",
         "-A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT",
         "-A OUTPUT -p tcp -j ISTIO_OUTPUT",
+        *(dns if resolver else []),
         "-A ISTIO_OUTPUT -o lo -s 127.0.0.6/32 -j RETURN",
         f"-A ISTIO_OUTPUT -o lo ! -d 127.0.0.1/32 -p tcp ! --dport 15008 -m owner --uid-owner {PROXY_ID} -j ISTIO_IN_REDIRECT",
         f"-A ISTIO_OUTPUT -o lo -m owner ! --uid-owner {PROXY_ID} -j RETURN",

@@ -61,6 +61,8 @@ def ours(world, name, pod, token):
                "--root-cert", world.state / "root-cert.pem", "--token", token, "--id", f"{manifests.pod_name(name)}.{namespace}",
                "--ip", ip, "--service-account", account, "--concurrency", "1",
                "--interception-mode", interception(name)]
+    if name in manifests.OURS_ONLY:
+        command += ["--dns-capture"]
     for key, value in labels.items():
         command += ["--label", f"{key}={value}"]
     return [Process(world.folder, pod, name, command, PROXY_ID, resolvers=world.resolvers)]

@@ -21,7 +21,7 @@ import names
 import net
 import proxies
 from backends import Backends, Calls
-from manifests import ADMIN_PORT, APP_PORT, CONTROL_IP, EXTERNAL, PROXIES
+from manifests import ADMIN_PORT, APP_PORT, CONTROL_IP, EXTERNAL, OURS_ONLY, PROXIES
 
 PATIENCE = 30.0  # for a start
 IN_FORCE = 5.0  # for a change
@@ -41,6 +41,7 @@ class World:
         self._binaries, self._things, self._number, self._rejected, self._settings = binaries, [], 0, {}, {}
         self.calls, self.collector = Calls(), collector.Collector()
         self.pods, self.proxies = {}, {}
+        self.names = [name for name in PROXIES if flavour == "ours" or name not in OURS_ONLY]  # of its proxies
 
     def binary(self, name):
         """A program where every user can reach it."""
@@ -62,14 +63,16 @@ class World:
         for _, _, _, _, ip in manifests.BACKENDS:
             self.network.address(ip)
         self.network.address(EXTERNAL[1])
-        for name, (ip, *_) in PROXIES.items():
-            self.pods[name] = self.network.pod(name, ip, captured=name in ("captured", "guarded"))
+        for name in self.names:
+            resolver = CONTROL_IP if name == "resolved" else None
+            self.pods[name] = self.network.pod(name, PROXIES[name][0], name in ("captured", "guarded", "resolved"), resolver)
         self._things.append(names.Names(self.namespace, CONTROL_IP, manifests.looked_up()))
         self.resolvers = self.folder / "resolv.conf"
         self.resolvers.write_text(f"nameserver {CONTROL_IP}\noptions ndots:1 timeout:2 attempts:1\n")
         self._applications()
         self._control()
-        for name, (_, namespace, account, _) in PROXIES.items():
+        for name in self.names:
+            _, namespace, account, _ = PROXIES[name]
             token = self.folder / f"{name}.token"
             token.write_text(self._token(namespace, account))
             token.chmod(0o644)
@@ -184,19 +187,22 @@ class World:
         # One file, so that the marker changes with them.
         self._write("case", f"{text}\n---\n{manifests.text(manifests.marker(self._number))}")
         end = time.monotonic() + (PATIENCE if self._number == 1 else IN_FORCE)
-        threads = [threading.Thread(target=self._marked, args=(name, end)) for name in PROXIES]
+        threads = [threading.Thread(target=self._marked, args=(name, end)) for name in self.names]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         self._until(self._synced, "all proxies to be in sync", PATIENCE if self._number == 1 else IN_FORCE)
         if self._number == 1:
-            missing = [name for name in PROXIES if not self._marks(name)]
+            missing = [name for name in self.names if not self._marks(name)]
             if missing:
                 raise RuntimeError(f"not configured: {missing} [{self.folder}] {self.crashed() or ''}")
 
     def _marks(self, name):
-        outcome = self.send(name, "GET", "http", "marker.test", 80, "/", [], timeout=2.0)
+        try:
+            outcome = self.send(name, "GET", "http", "marker.test", 80, "/", [], timeout=2.0)
+        except names.NoSuchName:
+            return False
         return f"marker-{self._number}" in outcome.body + (outcome.header("location") or "")
 
     def _marked(self, name, end):
@@ -209,7 +215,7 @@ class World:
             for kind, state in proxy["types"].items():
                 if state["state"] not in ("SYNCED", "NOT SENT", "ERROR"):
                     return False
-        return len(self.status()) == len(PROXIES)
+        return len(self.status()) == len(self.names)
 
     def new_rejections(self):
         """What proxies refused since this was asked last, the start of the world included: `PROXY TYPE: reason`."""
@@ -256,6 +262,8 @@ class World:
             return self.namespace, (PROXIES[position][0], port)
         if position == "plain":
             return self.namespace, (PROXIES["guarded"][0], APP_PORT if port == 80 else port)
+        if position == "resolved":
+            return self.pods[position], (names.look_up(self.pods[position], CONTROL_IP, host), port)
         if position in ("captured", "guarded"):
             return self.pods[position], (manifests.address_of(host), port)
         return self.pods[position], ("127.0.0.1", 15002)

@@ -22,13 +22,14 @@ EDS = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 LDS = "type.googleapis.com/envoy.config.listener.v3.Listener"
 RDS = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 SDS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+ECDS = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
 WHOLE = (CDS, LDS)  # of these, a state-of-the-world answer is everything there is
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 MAX_MESSAGE = 256 << 20
 
 
 def short(type_url):
-    return {CDS: "CDS", EDS: "EDS", LDS: "LDS", RDS: "RDS", SDS: "SDS"}.get(type_url, type_url)
+    return {CDS: "CDS", EDS: "EDS", LDS: "LDS", RDS: "RDS", SDS: "SDS", ECDS: "ECDS"}.get(type_url, type_url)
 
 
 def version_of(resource):
@@ -246,7 +247,7 @@ class Control:
         self.port = port or harness.free_port()
         self.state = {}  # type -> {name: Any}
         self.automatic = True
-        self.answered = {CDS, EDS, LDS, RDS, SDS}
+        self.answered = {CDS, EDS, LDS, RDS, SDS, ECDS}
         self.streams = []
         self.attempts = []  # when streams were opened
         self.on_open = None  # may cut a stream at once

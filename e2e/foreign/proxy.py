@@ -7,12 +7,12 @@ from harness import equal, get, until
 
 
 class Proxy:
-    """mesh-proxy with an Envoy bootstrap file."""
+    """mesh-proxy with an Envoy bootstrap file, or another program that takes one."""
 
-    def __init__(self, world, control_port, variant, **more):
+    def __init__(self, world, control_port, variant, program="mesh-proxy", **more):
         self.admin = harness.free_port()
         path = world.write(f"bootstrap-{self.admin}.json", r.bootstrap(control_port, self.admin, variant, **more))
-        self.process = world.process("mesh-proxy", "-c", path, "--concurrency", 2, "-l", "debug")
+        self.process = world.process(program, "-c", path, "--concurrency", 2, "-l", "debug", "--disable-hot-restart")
 
     def ready(self):
         """Status and text of the readiness page."""

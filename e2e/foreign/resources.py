@@ -4,9 +4,11 @@ import json
 
 # Messages inside `Any` must be known before JSON that names them is read.
 from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import extension_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
+from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2  # noqa: F401
 from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2  # noqa: F401
 from envoy.extensions.filters.http.lua.v3 import lua_pb2  # noqa: F401
@@ -25,6 +27,7 @@ MESSAGES = {
     ads.LDS: listener_pb2.Listener,
     ads.RDS: route_pb2.RouteConfiguration,
     ads.SDS: secret_pb2.Secret,
+    ads.ECDS: extension_pb2.TypedExtensionConfig,
 }
 TYPES = "type.googleapis.com/envoy.extensions."
 

@@ -22,11 +22,15 @@ def main():
 
     import chance  # noqa: F401
     import chance_control  # noqa: F401
+    import connection_limits  # noqa: F401
     import control_bytes  # noqa: F401
     import control_frames  # noqa: F401
     import control_references  # noqa: F401
     import control_tenants  # noqa: F401
+    import dns_proxy  # noqa: F401
+    import extension_pushes  # noqa: F401
     import grpc_client  # noqa: F401
+    import health_checks  # noqa: F401
     import http1_bytes  # noqa: F401
     import http2_bytes  # noqa: F401
     import http2_upstreams  # noqa: F401

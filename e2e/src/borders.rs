@@ -102,6 +102,17 @@ pub const RULES: &[Rule] = &[
         crossed_by: &["use crate::{config::SharedConfig, xds::store::Store};", "mesh_api::xds::TypeUrl::Cluster"],
     },
     Rule {
+        why: "who answers DNS knows no xDS, no listeners, no clusters",
+        scope: &["mesh-proxy/src/dns"],
+        except: &[],
+        forbidden: r"\bcrate::(xds|http|tcp|net|upstream|config|app)\b|\bmesh_api::xds\b|\bprost::",
+        crossed_by: &[
+            "use crate::xds::store::Store;",
+            "use crate::config::SharedConfig;",
+            "use mesh_api::xds::TypeUrl;",
+        ],
+    },
+    Rule {
         why: "xDS of the proxy knows no HTTP library",
         scope: &["mesh-proxy/src/xds"],
         except: &[],
@@ -136,6 +147,8 @@ pub const RULES: &[Rule] = &[
             "/identity/rotate.rs",
             "/xds/stream.rs",
             "/xds/sds.rs",
+            // Whoever foresees the number of a question can answer it.
+            "/dns/forward.rs",
             // Spreads the renewal of connections over a window; which moment it is changes no answer.
             "/upstream/pool/conn.rs",
             // A websocket key, a serial number, the nonces of a stream must not be foreseen.

@@ -57,6 +57,7 @@ envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.proto
 envoy/extensions/filters/network/connection_limit/v3/connection_limit.proto
 envoy/extensions/filters/network/ext_authz/v3/ext_authz.proto
 envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto
+envoy/extensions/filters/network/local_ratelimit/v3/local_rate_limit.proto
 envoy/extensions/filters/network/rbac/v3/rbac.proto
 envoy/extensions/filters/network/set_filter_state/v3/set_filter_state.proto
 envoy/extensions/filters/network/sni_cluster/v3/sni_cluster.proto

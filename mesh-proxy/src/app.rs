@@ -24,6 +24,7 @@ use crate::admin::{self, Drain, Handles, Logging, Pages};
 use crate::config::apply::{Configurator, Event};
 use crate::config::snapshot::Node;
 use crate::config::{Services, SharedConfig};
+use crate::dns::Names;
 use crate::identity;
 use crate::memory;
 use crate::net::Listener;
@@ -138,10 +139,12 @@ impl Parts {
         &self,
         identity: Option<watch::Receiver<identity::Status>>,
         ads: Option<(String, watch::Receiver<AdsStatus>)>,
+        names: Option<Arc<Names>>,
     ) -> Arc<Readiness> {
         Arc::new(Readiness {
             identity,
             ads,
+            names,
             waiting: self.configurator.still_waiting(),
             draining: AtomicBool::new(false),
             reached: AtomicBool::new(false),
@@ -163,6 +166,7 @@ impl Parts {
             shared: shared.clone(),
             store,
             telemetry: telemetry.clone(),
+            names: readiness.names.clone(),
             readiness: readiness.clone(),
             log: set_level,
             drain,

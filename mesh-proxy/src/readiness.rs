@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use crate::dns::Names;
 use crate::identity;
 use crate::xds::ads::AdsStatus;
 
@@ -16,6 +17,8 @@ pub struct Readiness {
     pub identity: Option<watch::Receiver<identity::Status>>,
     /// The control plane and where it is, where there is one.
     pub ads: Option<(String, watch::Receiver<AdsStatus>)>,
+    /// The names of the mesh, where the application's DNS is answered.
+    pub names: Option<Arc<Names>>,
     /// What is not in force yet.
     pub waiting: Arc<ArcSwap<Vec<String>>>,
     /// It drains.
@@ -55,6 +58,9 @@ impl Readiness {
                 reasons.push(format!("control plane {place}: {why}"));
             }
         }
+        if reasons.is_empty() && self.names.as_ref().is_some_and(|n| n.table().is_none()) {
+            reasons.push("DNS: waiting for the names of the mesh".to_owned());
+        }
         if reasons.is_empty() {
             reasons.extend(self.waiting.load().iter().cloned());
         }
@@ -74,15 +80,19 @@ mod tests {
     fn says_why_and_stays_ready() {
         let (ads, status) = watch::channel(AdsStatus::default());
         let waiting: Arc<ArcSwap<Vec<String>>> = Arc::default();
+        let names = Names::new(crate::dns::table::Place::default());
         let readiness = Readiness {
             identity: None,
             ads: Some(("c:15012".to_owned(), status)),
+            names: Some(names.clone()),
             waiting: waiting.clone(),
             draining: AtomicBool::new(false),
             reached: AtomicBool::new(false),
         };
         assert_eq!(readiness.check().unwrap_err(), "control plane c:15012: not connected yet");
         ads.send_modify(|s| s.initial = true);
+        assert_eq!(readiness.check().unwrap_err(), "DNS: waiting for the names of the mesh");
+        names.put(&Default::default());
         waiting.store(Arc::new(vec!["listener l waits".to_owned()]));
         assert_eq!(readiness.check().unwrap_err(), "listener l waits");
         waiting.store(Arc::default());

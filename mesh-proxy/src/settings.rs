@@ -125,7 +125,40 @@ pub struct Workload {
     #[arg(long, env = "ENVOY_PROMETHEUS_PORT", default_value_t = 15090)]
     pub metrics_port: u16,
     #[command(flatten)]
+    pub dns: Dns,
+    #[command(flatten)]
     pub process: Process,
+}
+
+/// Names that are answered beside the application.
+#[derive(Debug, Clone, Args)]
+pub struct Dns {
+    /// Answer the application's DNS, with names that only the mesh knows
+    #[arg(
+        long = "dns-capture",
+        env = "ISTIO_META_DNS_CAPTURE",
+        value_parser = switch,
+        num_args = 0..=1,
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    pub capture: bool,
+    /// HOST:PORT where it is answered; localhost: the loopback address of each family that the system's resolvers have
+    #[arg(long = "dns-proxy-addr", env = "DNS_PROXY_ADDR", default_value = "localhost:15053")]
+    pub address: String,
+    /// Ask all of the system's resolvers together, not one after the other
+    #[arg(
+        long = "dns-forward-parallel",
+        env = "DNS_FORWARD_PARALLEL",
+        value_parser = switch,
+        num_args = 0..=1,
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    pub parallel: bool,
+    /// The system's resolvers and search domains
+    #[arg(long, default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
 }
 
 /// Where certificates come from.
@@ -188,6 +221,15 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
+/// Go's forms of a flag, as Istio's settings have them; nothing is off.
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        other => Err(format!("{other:?} is neither true nor false")),
+    }
+}
+
 /// Go's form: `1h30m`, `4s`, `500ms`.
 fn duration(text: &str) -> Result<Duration, String> {
     let bad = || format!("{text:?} is not a duration like 24h, 90m, 4s or 500ms");
@@ -228,6 +270,16 @@ mod tests {
         let settings = Settings::try_parse_from(words.split_whitespace()).unwrap();
         let Some(Mode::Sidecar(sidecar)) = settings.mode else { panic!() };
         assert_eq!((sidecar.identity.cert_ttl, sidecar.process.concurrency), (Duration::from_secs(4), Some(1)));
+        assert!(!sidecar.dns.capture && sidecar.dns.address == "localhost:15053");
+        for (given, on) in [("--dns-capture", true), ("--dns-capture=1", true), ("--dns-capture=false", false)] {
+            let words = format!("mesh-proxy sidecar --id a.b --ip 127.0.0.3 {given}");
+            let settings = Settings::try_parse_from(words.split(' ')).unwrap();
+            let Some(Mode::Sidecar(sidecar)) = settings.mode else { panic!() };
+            assert_eq!(sidecar.dns.capture, on, "{given}");
+        }
+        assert!(
+            Settings::try_parse_from("mesh-proxy sidecar --id a.b --ip ::1 --dns-capture=maybe".split(' ')).is_err()
+        );
     }
 
     #[test]

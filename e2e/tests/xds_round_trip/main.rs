@@ -220,6 +220,24 @@ fn route_config() -> RouteConfig {
     }
 }
 
+fn health_check(pass_through: bool) -> HealthCheckFilter {
+    HealthCheckFilter {
+        pass_through,
+        headers: headers(),
+        cache_time: pass_through.then(|| Duration::from_millis(2500)),
+        min_healthy: if pass_through { vec![] } else { vec![("a".into(), 12.5), ("b".into(), 0.0)] },
+    }
+}
+
+fn discovered(at_once: bool) -> DiscoveredFilter {
+    DiscoveredFilter {
+        types: vec!["envoy.extensions.filters.http.fault.v3.HTTPFault".into(), "stats.PluginConfig".into()],
+        default: at_once.then(|| HttpFilterKind::Fault(fault())),
+        at_once,
+        fetch_timeout: Duration::from_secs(3),
+    }
+}
+
 fn manager(routes: RouteSource) -> HttpManager {
     let filter = |name: &str, kind| HttpFilter { name: name.into(), kind, disabled: name == "cors" };
     let shadow = RbacFilter {
@@ -247,12 +265,15 @@ fn manager(routes: RouteSource) -> HttpManager {
         filter("cors", HttpFilterKind::Cors),
         filter("grpc_stats", HttpFilterKind::GrpcStats { emit_filter_state: true }),
         filter("grpc_web", HttpFilterKind::GrpcWeb),
+        filter("waits", HttpFilterKind::Discovered(Box::new(discovered(false)))),
+        filter("at-once", HttpFilterKind::Discovered(Box::new(discovered(true)))),
         filter("limit", HttpFilterKind::LocalRateLimit(rate_limit())),
         filter("global", HttpFilterKind::GlobalRateLimit(Box::new(global_rate_limit()))),
         filter("session", HttpFilterKind::StatefulSession(Some(session(session_cookie())))),
         filter("session-of-routes", HttpFilterKind::StatefulSession(None)),
         filter("mutation", HttpFilterKind::HeaderMutation { request: mutation(), response: mutation() }),
-        filter("health", HttpFilterKind::HealthCheck { pass_through: true, headers: headers() }),
+        filter("health", HttpFilterKind::HealthCheck(health_check(true))),
+        filter("health-of-clusters", HttpFilterKind::HealthCheck(health_check(false))),
         filter(
             "istio.stats",
             HttpFilterKind::IstioStats(IstioStats {
@@ -392,7 +413,18 @@ fn listener() -> Listener {
                 ..RbacFilter::default()
             }),
             NetworkFilter::ExtAuthz(Box::new(authz_tcp())),
-            NetworkFilter::ConnectionLimit { stat_prefix: "c".into(), max: 5, delay: seconds(1) },
+            NetworkFilter::ConnectionLimit(ConnectionLimit {
+                stat_prefix: "c".into(),
+                max: 5,
+                delay: seconds(1),
+                enabled: false,
+            }),
+            NetworkFilter::LocalRateLimit(ConnectionRate {
+                stat_prefix: "r".into(),
+                bucket: TokenBucket { max_tokens: 7, tokens_per_fill: 2, fill_interval: seconds(3) },
+                share_key: "all".into(),
+                enabled: false,
+            }),
             NetworkFilter::SniCluster,
             NetworkFilter::SniDynamicForwardProxy { cache: clusters::dns_cache(), port: 8443 },
             filter,

@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    AccessLog, CorsPolicy, DnsCache, Fraction, GlobalRateLimit, HashSource, HeaderMatcher, HeaderMutation, JwtAuthn,
-    Metadata, Name, RateLimitSettings, Rbac, RouteConfig, Tracing, Upgrade,
+    AccessLog, ConnectionLimit, ConnectionRate, CorsPolicy, DiscoveredFilter, DnsCache, Fraction, GlobalRateLimit,
+    HashSource, HeaderMatcher, HeaderMutation, JwtAuthn, Metadata, Name, RateLimitSettings, Rbac, RouteConfig, Tracing,
+    Upgrade,
 };
 use super::{AuthzSettings, ExtAuthz};
 
@@ -27,7 +28,9 @@ pub enum NetworkFilter {
     /// goes to (`sni_dynamic_forward_proxy`).
     SniDynamicForwardProxy { cache: DnsCache, port: u16 },
     /// `envoy.filters.network.connection_limit`.
-    ConnectionLimit { stat_prefix: Name, max: u64, delay: Duration },
+    ConnectionLimit(ConnectionLimit),
+    /// `envoy.filters.network.local_ratelimit`.
+    LocalRateLimit(ConnectionRate),
     /// Istio's peer metadata exchange; does natively what it means.
     MetadataExchange,
     /// Istio's TCP statistics.
@@ -364,7 +367,7 @@ pub enum HttpFilterKind {
     /// Changes headers.
     HeaderMutation { request: HeaderMutation, response: HeaderMutation },
     /// Answers health checks.
-    HealthCheck { pass_through: bool, headers: Vec<HeaderMatcher> },
+    HealthCheck(HealthCheckFilter),
     /// Cookie or header pinned sessions; `None`: only routes that configure one have it.
     StatefulSession(Option<StatefulSession>),
     /// Istio's ALPN override towards upstreams (`istio.alpn`); does natively what it means.
@@ -377,6 +380,21 @@ pub enum HttpFilterKind {
     JwtAuthn(Box<JwtAuthn>),
     /// Looks up hosts of requests whose cluster is found by name.
     DynamicForwardProxy(Box<DnsCache>),
+    /// One of the others, whose configuration is a resource of its own.
+    Discovered(Box<DiscoveredFilter>),
+}
+
+/// Health checks that a proxy answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Default)]
+pub struct HealthCheckFilter {
+    /// They go on to the application.
+    pub pass_through: bool,
+    /// What makes a request one; all of them.
+    pub headers: Vec<HeaderMatcher>,
+    /// How long what the application said is repeated; `None`: it is always asked. Beside `pass_through` only.
+    pub cache_time: Option<Duration>,
+    /// Clusters that must be healthy, and of how many percent of their endpoints. Without `pass_through` only.
+    pub min_healthy: Vec<(Name, f64)>,
 }
 
 /// Router filter.

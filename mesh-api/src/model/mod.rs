@@ -8,9 +8,11 @@
 use std::sync::Arc;
 
 pub mod cluster;
+pub mod connection_limit;
 pub mod dns_cache;
 pub mod endpoint;
 pub mod ext_authz;
+pub mod extension;
 pub mod filter;
 pub mod jwt;
 pub mod listener;
@@ -24,9 +26,11 @@ pub mod telemetry;
 pub mod tls;
 
 pub use cluster::*;
+pub use connection_limit::*;
 pub use dns_cache::*;
 pub use endpoint::*;
 pub use ext_authz::*;
+pub use extension::*;
 pub use filter::*;
 pub use jwt::*;
 pub use listener::*;

@@ -31,6 +31,8 @@ pub struct ConfigDump {
     pub endpoints: Vec<DumpEntry>,
     /// Secrets.
     pub secrets: Vec<DumpEntry>,
+    /// Configurations of filters.
+    pub extensions: Vec<DumpEntry>,
 }
 
 /// One resource.
@@ -101,6 +103,9 @@ impl ConfigDump {
             sections.push(section);
         }
         sections.push(self.clusters_section(&pool, &keep));
+        if !self.extensions.is_empty() {
+            sections.push(self.extensions_section(&pool, &keep));
+        }
         if query.include_eds {
             sections.push(self.endpoints_section(&pool, &keep));
         }
@@ -172,6 +177,14 @@ impl ConfigDump {
             let members = self.routes.iter().filter(|e| keep(&e.name) && e.is_static == is_static);
             out.insert(name.into(), list(members.map(|e| entry(pool, kind, "route_config", e))));
         }
+        out
+    }
+
+    fn extensions_section(&self, pool: &DescriptorPool, keep: &dyn Fn(&str) -> bool) -> Map<String, Value> {
+        let kind = "envoy.config.core.v3.TypedExtensionConfig";
+        let mut out = section("EcdsConfigDump");
+        let members = self.extensions.iter().filter(|e| keep(&e.name));
+        out.insert("ecds_filters".into(), list(members.map(|e| entry(pool, kind, "ecds_filter", e))));
         out
     }
 

@@ -19,6 +19,7 @@ use http_body_util::Full;
 use serde_json::json;
 
 use crate::config::SharedConfig;
+use crate::dns::Names;
 use crate::readiness::Readiness;
 use crate::telemetry::ProxyTelemetry;
 use crate::xds::store::SharedStore;
@@ -34,6 +35,8 @@ pub struct Handles {
     pub store: SharedStore,
     /// Metrics.
     pub telemetry: Arc<ProxyTelemetry>,
+    /// The names of the mesh, where the application's DNS is answered.
+    pub names: Option<Arc<Names>>,
     /// May get traffic.
     pub readiness: Arc<Readiness>,
     /// Levels of own messages.

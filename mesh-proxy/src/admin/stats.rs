@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde_json::{Value, json};
 
 use super::Handles;
+use crate::net::limits::Limits;
 use crate::upstream::Cluster;
 use crate::upstream::stats::{Codes, RouteStats};
 
@@ -18,6 +19,9 @@ struct Stat {
     value: u64,
     counter: bool,
 }
+
+/// Before the names of what Istio's agent counts.
+const AGENT: &str = "istio_agent_";
 
 fn collect(handles: &Handles) -> Vec<Stat> {
     let snapshot = handles.shared.load();
@@ -65,6 +69,7 @@ fn collect(handles: &Handles) -> Vec<Stat> {
     for ((host, prefix), stats) in handles.shared.route_stats.list() {
         of_route(&host, &prefix, &stats, &mut out);
     }
+    of_limits(&handles.shared.limits, &mut out);
     for (prefix, stats) in handles.telemetry.http.list() {
         for (key, value, counter) in stats.all() {
             let mut labels = vec![("http_conn_manager_prefix", prefix.to_string())];
@@ -82,6 +87,10 @@ fn collect(handles: &Handles) -> Vec<Stat> {
         value: handles.telemetry.logs.files.dropped(),
         counter: true,
     });
+    for (key, value) in handles.names.iter().flat_map(|n| n.stats.counters()) {
+        let name = format!("{AGENT}{key}");
+        out.push(Stat { dotted: key.replacen('_', ".", 1), name, labels: vec![], value, counter: true });
+    }
     let counters = handles.telemetry.logs.exports.counters();
     for (key, value) in [("sent", &counters.sent), ("dropped", &counters.dropped)] {
         out.push(Stat {
@@ -136,6 +145,23 @@ fn answers(codes: &Codes) -> impl Iterator<Item = (&'static str, String, u64)> +
     }
     let classes = classes.into_iter().map(|(class, n)| ("response_code_class", format!("{class}xx"), n));
     codes.seen().map(|(status, n)| ("response_code", status.to_string(), n)).chain(classes)
+}
+
+fn of_limits(limits: &Limits, out: &mut Vec<Stat>) {
+    let mut one = |kind: &str, label, prefix: &str, key: &str, value: &AtomicU64, counter| {
+        let name = format!("envoy_{kind}_{key}");
+        let labels = vec![(label, prefix.to_owned())];
+        out.push(Stat { dotted: format!("{kind}.{prefix}.{key}"), name, labels, value: value.load(Relaxed), counter });
+    };
+    for (prefix, stats) in limits.connections.list() {
+        let (kind, label) = ("connection_limit", "connection_limit_prefix");
+        one(kind, label, &prefix, "limited_connections", &stats.limited_connections, true);
+        one(kind, label, &prefix, "active_connections", &stats.active_connections, false);
+    }
+    for (prefix, stats) in limits.rates.list() {
+        let (kind, label) = ("local_rate_limit", "local_network_ratelimit_prefix");
+        one(kind, label, &prefix, "rate_limited", &stats.rate_limited, true);
+    }
 }
 
 /// As Istio's proxies name it: neither host nor prefix is a label.
@@ -203,6 +229,9 @@ pub fn prometheus(handles: &Handles) -> String {
         let labels: Vec<String> = stat.labels.iter().map(|(k, v)| format!("{k}=\"{}\"", escaped(v))).collect();
         let _ = writeln!(out, "{}{{{}}} {}", stat.name, labels.join(","), stat.value);
         last = stat.name;
+    }
+    if let Some(names) = &handles.names {
+        names.stats.write_durations(AGENT, &mut out);
     }
     out
 }

@@ -37,11 +37,13 @@ pub fn run(settings: &Settings, set_level: SetLevel) -> anyhow::Result<()> {
         repeat_node: !ads.set_node_on_first_message_only,
         clusters: bootstrap.cds.map(|d| d.initial_fetch_timeout),
         listeners: bootstrap.lds.map(|d| d.initial_fetch_timeout),
+        // Who answers DNS beside an Envoy is Istio's agent.
+        names: None,
         shared: parts.shared.clone(),
         store: parts.store.clone(),
         status: Arc::new(status),
     });
-    let readiness = parts.readiness(None, bootstrap.ads.as_ref().map(|a| (a.cluster.to_string(), seen)));
+    let readiness = parts.readiness(None, bootstrap.ads.as_ref().map(|a| (a.cluster.to_string(), seen)), None);
     let places = match &bootstrap.admin {
         Some(Address::Socket(address)) => vec![(*address, Pages::Admin)],
         Some(other) => anyhow::bail!("admin.address: {other} is not supported, name an IP address and a port"),

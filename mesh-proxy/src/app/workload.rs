@@ -1,9 +1,10 @@
 //! `mesh-proxy sidecar|gateway|agent`: a workload's identity from the mesh's CA, everything else over delta ADS.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
@@ -16,8 +17,13 @@ use tonic::transport::Channel;
 use super::{Parts, SetLevel};
 use crate::admin::Pages;
 use crate::config::snapshot::Node;
+use crate::dns::Names;
+use crate::dns::forward::Upstreams;
+use crate::dns::resolv_conf::ResolvConf;
+use crate::dns::server::{Bound, Responder};
+use crate::dns::table::Place;
 use crate::identity::{self, ControlPlane};
-use crate::settings::{Agent, Identity, Workload};
+use crate::settings::{Agent, Dns, Identity, Workload};
 use crate::tls::SecretStore;
 use crate::xds::ads::{AdsStatus, Client, Connect};
 
@@ -52,6 +58,10 @@ pub fn run(w: &Workload, gateway: bool, set_level: SetLevel) -> anyhow::Result<(
     let control = ControlPlane::new(&w.identity.control, &w.identity.root_cert, &secrets)?;
     let (status, certificate) = watch::channel(identity::Status::default());
     parts.runtime.spawn(identity::keep(identity_settings(&w.identity), secrets, Arc::new(status)));
+    let names = match &w.dns {
+        dns if dns.capture => Some(names(dns, local, &parts)?),
+        _ => None,
+    };
     let (status, seen) = watch::channel(AdsStatus::default());
     let client = Client {
         connect: Box::new(ByTls { control, token: w.identity.token_file() }),
@@ -61,6 +71,7 @@ pub fn run(w: &Workload, gateway: bool, set_level: SetLevel) -> anyhow::Result<(
         // Without configuration nothing is let through.
         clusters: Some(Duration::ZERO),
         listeners: Some(Duration::ZERO),
+        names: names.clone(),
         shared: parts.shared.clone(),
         store: parts.store.clone(),
         status: Arc::new(status),
@@ -70,7 +81,7 @@ pub fn run(w: &Workload, gateway: bool, set_level: SetLevel) -> anyhow::Result<(
         store.bootstrap = crate::bootstrap::of_workload(client.node.clone(), admin, &w.identity.control);
         store.started = Some(SystemTime::now());
     }
-    let readiness = parts.readiness(Some(certificate), Some((w.identity.control.clone(), seen)));
+    let readiness = parts.readiness(Some(certificate), Some((w.identity.control.clone(), seen)), names);
     let mut places = vec![(admin, Pages::Admin)];
     for port in [w.status_port, w.merged_metrics_port, w.metrics_port] {
         if port != 0 {
@@ -78,6 +89,50 @@ pub fn run(w: &Workload, gateway: bool, set_level: SetLevel) -> anyhow::Result<(
         }
     }
     parts.run(readiness, places, Some(client), set_level, Duration::from_secs(w.process.drain_time_s))
+}
+
+/// Port of resolvers: who takes it stands in the place of the system's.
+const DNS_PORT: u16 = 53;
+/// Where the resolvers are named that an own one on port 53 has taken the place of.
+const SAVED_RESOLV_CONF: &str = "/var/lib/istio/resolv.conf";
+
+/// Where names are answered, as control planes are told: who has a loopback address of its own answers there.
+fn dns_address(w: &Workload) -> String {
+    let own = w.ip.first().copied().filter(IpAddr::is_loopback);
+    let port = w.dns.address.strip_prefix("localhost:").and_then(|port| port.parse().ok());
+    own.zip(port).map_or_else(|| w.dns.address.clone(), |(ip, port)| SocketAddr::new(ip, port).to_string())
+}
+
+/// Answers the application's DNS in the background. `local` is the proxy's own loopback address.
+fn names(dns: &Dns, local: IpAddr, parts: &Parts) -> anyhow::Result<Arc<Names>> {
+    let (host, port) = dns.address.rsplit_once(':').context("--dns-proxy-addr must be HOST:PORT")?;
+    let port: u16 = port.parse().context("--dns-proxy-addr must end in a port")?;
+    let saved = Path::new(SAVED_RESOLV_CONF);
+    let conf = ResolvConf::read(if port == DNS_PORT && saved.exists() { saved } else { &dns.resolv_conf });
+    let places: Vec<SocketAddr> = match host.trim_matches(['[', ']']) {
+        "localhost" | "" => {
+            let six = conf.servers.iter().any(IpAddr::is_ipv6).then_some(IpAddr::V6(Ipv6Addr::LOCALHOST));
+            let four = (six.is_none() || conf.servers.iter().any(IpAddr::is_ipv4)).then_some(local);
+            four.into_iter().chain(six).map(|ip| SocketAddr::new(ip, port)).collect()
+        }
+        ip => vec![SocketAddr::new(ip.parse().context("--dns-proxy-addr must name an IP address or localhost")?, port)],
+    };
+    let node = &parts.shared.node;
+    let domain = node.id.rsplit('~').next().unwrap_or_default();
+    let names = Names::new(Place::new(&node.istio.namespace, domain, &conf.search));
+    let responder = Arc::new(Responder {
+        names: names.clone(),
+        upstreams: Upstreams::new(conf.upstreams(&places), dns.parallel),
+        early: port == DNS_PORT,
+        turn: AtomicUsize::new(0),
+    });
+    parts.runtime.block_on(async {
+        for place in places {
+            Bound::take(place).await?.serve(&responder);
+        }
+        anyhow::Ok(())
+    })?;
+    Ok(names)
 }
 
 /// Serves a certificate to a local Envoy until told to end.
@@ -135,6 +190,8 @@ fn node(w: &Workload, gateway: bool, env: impl Iterator<Item = (String, String)>
         interception_mode: w.interception_mode.clone(),
         workload_name: text("WORKLOAD_NAME").unwrap_or_else(|| name.to_owned()),
         proxy_config: metadata.get("PROXY_CONFIG").cloned().unwrap_or_default(),
+        dns_capture: w.dns.capture,
+        dns_proxy_addr: if w.dns.capture { dns_address(w) } else { String::new() },
         http_proxy_port: text("HTTP_PROXY_PORT").unwrap_or_default(),
         labels,
         ..NodeMetadata::default()
@@ -238,5 +295,24 @@ mod tests {
         assert_eq!(node.metadata["LABELS"]["version"], "v2");
         assert_eq!(node.metadata["PROXY_CONFIG"]["concurrency"], 2);
         assert!(!node.metadata.contains_key("HOME"));
+        assert!(!node.metadata.contains_key("DNS_CAPTURE"));
+    }
+
+    #[test]
+    fn control_planes_are_told_where_names_are_answered() {
+        let told = |words: &str| {
+            let words = format!("mesh-proxy sidecar --id web-1.shop {words}");
+            let settings = Settings::try_parse_from(words.split(' ')).unwrap();
+            let Some(Mode::Sidecar(w)) = settings.mode else { panic!() };
+            let node = node(&w, false, std::iter::empty()).unwrap();
+            let text = |key: &str| node.metadata.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+            (text("DNS_CAPTURE"), text("DNS_PROXY_ADDR"))
+        };
+        let pair = |on: &str, at: &str| (on.to_owned(), at.to_owned());
+        assert_eq!(told("--ip 10.0.0.1"), pair("", ""));
+        assert_eq!(told("--ip 10.0.0.1 --dns-capture"), pair("true", "localhost:15053"));
+        assert_eq!(told("--ip 127.0.0.3 --dns-capture"), pair("true", "127.0.0.3:15053"));
+        let elsewhere = "--ip 127.0.0.3 --dns-capture --dns-proxy-addr 127.0.0.1:53";
+        assert_eq!(told(elsewhere), pair("true", "127.0.0.1:53"));
     }
 }

@@ -5,7 +5,7 @@
 //! cluster replaces the old one when it is warm itself. Endpoints touch their cluster only. Knows no sockets and no
 //! streams: listeners are handed to a [`Bind`].
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::extensions::Extensions;
 use super::{CompileCtx, ConfigError, SharedConfig, Snapshot};
 use crate::http::router::RouteTable;
 use crate::net::Listener;
@@ -54,6 +55,8 @@ struct Waiting {
     listener: Arc<Listener>,
     /// Serves what it can after this; `None`: waits for ever.
     until: Option<Instant>,
+    /// Since when it waits for its filters, each of which has its own patience; `None`: it does not.
+    since: Option<Instant>,
 }
 
 /// Everything that was accepted, and what of it is in force.
@@ -70,6 +73,8 @@ pub struct Configurator {
     waiting_routes: BTreeMap<Name, Arc<RouteTable>>,
     listeners: BTreeMap<Name, Arc<Listener>>,
     waiting_listeners: BTreeMap<Name, Waiting>,
+    /// Configurations of filters, by discovery.
+    extensions: Extensions,
     /// Names that were asked for and do not exist.
     missing_routes: HashSet<Name>,
     /// Secrets likewise: nobody waits for them.
@@ -104,6 +109,7 @@ impl Configurator {
             waiting_routes: BTreeMap::new(),
             listeners: BTreeMap::new(),
             waiting_listeners: BTreeMap::new(),
+            extensions: Extensions::default(),
             missing_routes: HashSet::new(),
             missing_secrets: HashSet::new(),
             retired: vec![],
@@ -262,11 +268,31 @@ impl Configurator {
     /// # Errors
     /// When it cannot be compiled; the old version stays.
     pub fn put_listener(&mut self, config: model::Listener) -> Result<(), ConfigError> {
+        // Who waits for what is looked up by what was declared.
+        let before = self.extensions.declare(&config);
+        let name = config.name.clone();
+        match self.prepare(config) {
+            Ok(waiting) => self.waiting_listeners.extend(waiting.map(|w| (name, w))),
+            Err(error) => {
+                match &before {
+                    Some(listener) => drop(self.extensions.declare(listener)),
+                    None => self.extensions.undeclare(&name),
+                }
+                return Err(error);
+            }
+        }
+        self.references += 1;
+        Ok(())
+    }
+
+    /// Compiles a listener with the filters of the moment; `None`: the newest version is like that.
+    fn prepare(&self, mut config: model::Listener) -> Result<Option<Waiting>, ConfigError> {
+        self.extensions.resolve(&mut config);
         let name = config.name.clone();
         let previous = self.listeners.get(&name);
         let newest = self.waiting_listeners.get(&name).map(|w| &w.listener).or(previous);
         if newest.is_some_and(|l| *l.config == config) {
-            return Ok(());
+            return Ok(None);
         }
         let ctx = CompileCtx {
             shared: self.shared.clone(),
@@ -277,11 +303,64 @@ impl Configurator {
         let listener = Listener::compile(Arc::new(config), previous.map(|p| &**p), &ctx)?;
         let listener = Arc::new(listener);
         let patience = rds(&listener).map(|(_, patience)| patience).max();
+        let now = Instant::now();
         let until = match patience {
             Some(Duration::ZERO) => None,
-            patience => Some(Instant::now() + patience.unwrap_or(Duration::from_secs(15))),
+            patience => Some(now + patience.unwrap_or(Duration::from_secs(15))),
         };
-        self.waiting_listeners.insert(name, Waiting { listener, until });
+        Ok(Some(Waiting { listener, until, since: Some(now) }))
+    }
+
+    /// A new or changed configuration of filters.
+    ///
+    /// # Errors
+    /// When a listener that uses it does not take it; the old one stays.
+    pub fn put_extension(&mut self, config: model::ExtensionConfig) -> Result<(), ConfigError> {
+        self.extensions.check(&config)?;
+        let name = config.name.clone();
+        self.change_extension(&name, Some(config))
+    }
+
+    /// There is no configuration of this name: defaults serve, and nobody waits any more.
+    pub fn remove_extension(&mut self, name: &Name) {
+        if let Err(error) = self.change_extension(name, None) {
+            tracing::warn!(target: "listener", "filters {name}: {error}");
+        }
+    }
+
+    /// The first configuration of this name is of no use: as if there were none. A good one that was there stays.
+    pub fn extension_refused(&mut self, name: &Name) {
+        if !self.extensions.is_known(name) {
+            self.remove_extension(name);
+        }
+    }
+
+    /// A configuration that no listener refers to any more.
+    pub fn forget_extension(&mut self, name: &Name) {
+        self.extensions.restore(name, None);
+    }
+
+    fn change_extension(&mut self, name: &Name, config: Option<model::ExtensionConfig>) -> Result<(), ConfigError> {
+        let before = self.extensions.set(name, config);
+        let mut prepared = Vec::new();
+        for listener in self.extensions.users(name) {
+            let user = listener.name.clone();
+            match self.prepare(listener) {
+                Ok(waiting) => prepared.extend(waiting.map(|w| (user, w))),
+                Err(error) => {
+                    self.extensions.restore(name, before);
+                    return Err(error.within(format_args!("listener {user}")));
+                }
+            }
+        }
+        for (user, mut waiting) in prepared {
+            // What it waits for beside this did not begin anew.
+            match self.waiting_listeners.get(&user) {
+                Some(old) => (waiting.until, waiting.since) = (old.until, old.since),
+                None => waiting.since = None,
+            }
+            self.waiting_listeners.insert(user, waiting);
+        }
         self.references += 1;
         Ok(())
     }
@@ -289,6 +368,7 @@ impl Configurator {
     /// A listener goes away.
     pub fn remove_listener(&mut self, name: &str) {
         self.references += 1;
+        self.extensions.undeclare(name);
         self.waiting_listeners.remove(name);
         if let Some(listener) = self.listeners.remove(name) {
             self.bind.remove(name);
@@ -372,10 +452,15 @@ impl Configurator {
     }
 
     fn is_ready(&self, waiting: &Waiting, now: Instant) -> bool {
+        let listener = &waiting.listener;
+        let in_time = |since: Instant, patience: Duration| patience.is_zero() || now < since + patience;
+        let mut pending = self.extensions.pending(&listener.config.name);
+        if waiting.since.is_some_and(|since| pending.any(|(_, patience)| in_time(since, patience))) {
+            return false;
+        }
         if waiting.until.is_some_and(|until| until <= now) {
             return true;
         }
-        let listener = &waiting.listener;
         let routes =
             rds(listener).all(|(name, _)| self.routes.contains_key(name) || self.missing_routes.contains(name));
         let cold = |name: &Name| self.warming.contains_key(name) && !self.clusters.contains_key(name);
@@ -434,6 +519,11 @@ impl Configurator {
         names
     }
 
+    /// Names of filter configurations that are wanted now.
+    pub fn wanted_extensions(&self) -> BTreeSet<Name> {
+        self.extensions.wanted()
+    }
+
     /// Why not everything is in force, in words; empty when it is.
     pub fn waiting(&self) -> Vec<String> {
         let mut out: Vec<String> = Vec::new();
@@ -442,7 +532,10 @@ impl Configurator {
             let missing: Vec<&str> =
                 rds(&waiting.listener).map(|(n, _)| &**n).filter(|n| !self.routes.contains_key(*n)).collect();
             let routes = if missing.is_empty() { String::new() } else { format!(" for routes {}", missing.join(", ")) };
-            out.push(format!("listener {name} waits{tls}{routes}"));
+            let pending: Vec<&str> = self.extensions.pending(name).map(|(n, _)| &**n).collect();
+            let filters =
+                if pending.is_empty() { String::new() } else { format!(" for filters {}", pending.join(", ")) };
+            out.push(format!("listener {name} waits{tls}{routes}{filters}"));
         }
         out.extend(
             self.warming

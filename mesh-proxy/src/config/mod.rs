@@ -2,6 +2,7 @@
 //! Knows no IO: no sockets, no xDS streams, no timers.
 
 pub mod apply;
+pub mod extensions;
 pub mod snapshot;
 
 pub use snapshot::{NameMap, Services, SharedConfig, Snapshot};

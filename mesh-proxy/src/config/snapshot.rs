@@ -88,6 +88,8 @@ pub struct SharedConfig {
     pub telemetry: Arc<dyn crate::http::stats::Telemetry>,
     /// Speaks to services that decide about requests.
     pub services: Services,
+    /// What limits of connections share.
+    pub limits: net::limits::Limits,
     /// Counters of routes.
     pub route_stats: upstream::stats::RouteRegistry,
 }
@@ -110,7 +112,8 @@ impl SharedConfig {
         services: Services,
     ) -> Arc<Self> {
         let snapshot = ArcSwap::from_pointee(Snapshot::default());
-        Arc::new(Self { snapshot, node: Arc::new(node), secrets, telemetry, services, route_stats: Default::default() })
+        let (limits, route_stats) = Default::default();
+        Arc::new(Self { snapshot, node: Arc::new(node), secrets, telemetry, services, limits, route_stats })
     }
     /// The newest snapshot: once per request or connection, then handed down.
     pub fn load(&self) -> Arc<Snapshot> {

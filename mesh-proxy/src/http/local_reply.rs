@@ -309,6 +309,8 @@ pub enum Reason {
         /// Status to answer with.
         status: u16,
     },
+    /// A connection came too early.
+    ConnectionRateLimited,
     /// A rate limit service says that it is too much.
     RateLimited {
         /// Status to answer with.
@@ -320,7 +322,12 @@ pub enum Reason {
         status: u16,
     },
     /// A health check was answered here.
-    HealthCheck,
+    HealthCheck {
+        /// Status to answer with.
+        status: u16,
+        /// What it came from.
+        details: &'static str,
+    },
     /// Answered preflight.
     CorsPreflight,
     /// No `host`.
@@ -359,6 +366,8 @@ pub enum Reason {
     RequestTooLarge,
     /// The configuration of this listener's routes has not arrived.
     RouteConfigMissing,
+    /// The configuration of a filter never came.
+    FilterConfigMissing,
     /// Ours is wrong.
     Internal,
 }
@@ -384,8 +393,11 @@ impl Reason {
             Reason::DownstreamDisconnect => F::DC,
             Reason::DownstreamReset => F::DR,
             Reason::LocalDisconnect => F::DC,
+            Reason::FilterConfigMissing => F::NFCF,
+            Reason::HealthCheck { status: 300.., .. } => F::LH,
             Reason::FaultAbort { .. } => F::FI,
             Reason::LocalRateLimited { .. } | Reason::RateLimited { .. } => F::RL,
+            Reason::ConnectionRateLimited => F::URX,
             Reason::RateLimitError { .. } => F::RLSE,
             Reason::ExtAuthzDenied { .. } | Reason::ExtAuthzError { .. } => F::UAEX,
             Reason::InvalidEnvoyHeaders => F::IH,
@@ -420,15 +432,17 @@ impl Reason {
         match self {
             Reason::Pending
             | Reason::FilterChainNotFound
+            | Reason::ConnectionRateLimited
             | Reason::DownstreamDisconnect
             | Reason::DownstreamReset
             | Reason::LocalDisconnect => 0,
-            Reason::ViaUpstream | Reason::DirectResponse | Reason::HealthCheck | Reason::CorsPreflight => 200,
+            Reason::ViaUpstream | Reason::DirectResponse | Reason::CorsPreflight => 200,
             Reason::RouteNotFound | Reason::RouteConfigMissing | Reason::PathInvalid | Reason::NonForwarding => 404,
             Reason::ClusterNotFound { status }
             | Reason::ExtAuthzDenied { status }
             | Reason::ExtAuthzError { status }
             | Reason::FaultAbort { status }
+            | Reason::HealthCheck { status, .. }
             | Reason::RateLimited { status }
             | Reason::RateLimitError { status }
             | Reason::LocalRateLimited { status } => *status,
@@ -463,7 +477,7 @@ impl Reason {
             Reason::ExpectationFailed => 417,
             Reason::RequireTls => 301,
             Reason::RequestTooLarge => 413,
-            Reason::Internal => 500,
+            Reason::FilterConfigMissing | Reason::Internal => 500,
         }
     }
 
@@ -476,6 +490,7 @@ impl Reason {
             Reason::RouteNotFound => "route_not_found",
             Reason::FilterChainNotFound => "filter_chain_not_found",
             Reason::RouteConfigMissing => "route_configuration_not_found",
+            Reason::FilterConfigMissing => "filter_config_not_found",
             Reason::ClusterNotFound { .. } => "cluster_not_found",
             Reason::NoHealthyUpstream => "no_healthy_upstream",
             Reason::DnsFailed(why) => return Cow::Owned(format!("dns_resolution_failure{{{why}}}")),
@@ -511,9 +526,10 @@ impl Reason {
             Reason::ExtAuthzError { .. } => "ext_authz_error",
             Reason::FaultAbort { .. } => "fault_filter_abort",
             Reason::LocalRateLimited { .. } => "local_rate_limited",
+            Reason::ConnectionRateLimited => "local_ratelimit_close_over_limit",
             Reason::RateLimited { .. } => "request_rate_limited",
             Reason::RateLimitError { .. } => "rate_limiter_error",
-            Reason::HealthCheck => "health_check_ok",
+            Reason::HealthCheck { details, .. } => details,
             Reason::CorsPreflight => "cors_response",
             Reason::MissingHost => "missing_host_header",
             Reason::InvalidHost => "http.invalid_authority",
@@ -577,6 +593,7 @@ impl Reason {
             Reason::FilterChainNotFound => {
                 "the listener has no filter chain for this port, SNI or protocol; plain text to a port that demands mTLS?"
             }
+            Reason::FilterConfigMissing => "the configuration of a filter has not been received, or is of no use",
             Reason::RouteConfigMissing => "the listener's route configuration has not been received",
             Reason::ClusterNotFound { .. } => {
                 "the route names a cluster that does not exist: unknown host, port or subset"

@@ -43,6 +43,8 @@ pub struct ExchangeStats {
     pub version: Version,
     /// A gRPC request.
     pub grpc: bool,
+    /// It asks whether this proxy is healthy.
+    pub health_check: bool,
     /// Not an exchange but a connection whose bytes are forwarded: what belongs to HTTP means nothing.
     pub tcp: bool,
     /// Client address after `x-forwarded-for`.
@@ -244,6 +246,7 @@ impl ExchangeStats {
             sent: None,
             version: head.version,
             grpc: head.is_grpc(),
+            health_check: false,
             tcp: false,
             request_id: None,
             status: 0,

@@ -15,6 +15,7 @@ use std::{
 use bytes::Bytes;
 use mesh_api::model::{Metadata, Name};
 use tokio::{
+    io::AsyncReadExt as _,
     net::{TcpStream, UnixStream},
     time::{Instant, timeout},
 };
@@ -22,7 +23,8 @@ use tokio::{
 use super::{
     ConnInfo, Io, Prefixed, Transport,
     inspect::{Inspection, Refused},
-    listener::{Chain, Listener, ListenerStats, NetFilter, Permit, Terminal, asks_original_dst},
+    limits::Permit,
+    listener::{Chain, Listener, ListenerStats, NetFilter, Terminal, asks_original_dst},
     orig_dst,
 };
 use crate::{
@@ -207,7 +209,7 @@ async fn prepare(worker: &Worker, listener: Arc<Listener>, socket: Socket) -> Op
     // Registered before anything is decided by the chain's content, so that no change of it goes unnoticed.
     let watch = chain.drain.watch();
     let prefix = seen.take_buffer();
-    let (io, tls) = match terminate(&chain, transport(socket, prefix)).await {
+    let (mut io, tls) = match terminate(&chain, transport(socket, prefix)).await {
         Ok(done) => done,
         Err((details, reason)) => {
             listener.stats.tls_errors.fetch_add(1, Ordering::Relaxed);
@@ -222,7 +224,7 @@ async fn prepare(worker: &Worker, listener: Arc<Listener>, socket: Socket) -> Op
     };
     let info = Rc::new(facts(id, accepted, &listener, Some(&chain), seen, tls));
     let ending = Rc::new(Ending { log: listener.log.clone(), details: OnceCell::new() });
-    let permits = admit(worker, &chain, &info, &ending).await?;
+    let permits = admit(worker, &chain, &info, &ending, &mut io).await?;
     Some((Ready { io, info, chain, watch, ending, _permits: permits }, active))
 }
 
@@ -352,7 +354,22 @@ async fn terminate(
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Network filters in order; `None`: the connection is closed, and recorded.
-async fn admit(worker: &Worker, chain: &Chain, info: &Rc<ConnInfo>, ending: &Rc<Ending>) -> Option<Vec<Permit>> {
+async fn admit(
+    worker: &Worker,
+    chain: &Chain,
+    info: &Rc<ConnInfo>,
+    ending: &Rc<Ending>,
+    io: &mut Io,
+) -> Option<Vec<Permit>> {
+    let turn_away = |reason: Option<Reason>| match &chain.terminal {
+        Some(Terminal::Tcp(proxy)) => tcp::forward::refused(worker, info, proxy, ending.clone(), reason),
+        _ => note(info, ending.log.as_ref(), worker.id, |stats| {
+            if let Some(reason) = reason {
+                stats.end_with(reason);
+            }
+            stats.termination = ending.details.get().cloned();
+        }),
+    };
     let mut permits = vec![];
     let mut metadata = Metadata::new();
     for filter in chain.filters.iter() {
@@ -368,31 +385,32 @@ async fn admit(worker: &Worker, chain: &Chain, info: &Rc<ConnInfo>, ending: &Rc<
                     tracing::debug!(connection = info.id, listener = %info.listener, policy = %policy,
                         "closed: rbac_access_denied_matched_policy");
                     let _ = ending.details.set(denied_by(&policy));
-                    match &chain.terminal {
-                        Some(Terminal::Tcp(proxy)) => tcp::forward::refused(worker, info, proxy, ending.clone(), None),
-                        _ => note_end(info, ending, worker.id),
-                    }
+                    turn_away(None);
                     return None;
                 }
             }
-            NetFilter::ConnectionLimit(limit) => match limit.acquire() {
-                Some(permit) => permits.push(permit),
-                None => {
-                    tokio::time::sleep(limit.delay).await;
-                    note_end(info, ending, worker.id);
+            NetFilter::ConnectionLimit(limit) => {
+                let Some((permit, within)) = limit.enter() else { continue };
+                permits.push(permit);
+                if !within {
+                    tracing::debug!(connection = info.id, listener = %info.listener, "closed: over_connection_limit");
+                    hold(io, limit.config.delay).await;
+                    turn_away(None);
                     return None;
                 }
-            },
+            }
+            NetFilter::ConnectionRate(rate) => {
+                if !rate.admits(Instant::now()) {
+                    tracing::debug!(connection = info.id, listener = %info.listener, "closed: local_ratelimit_close_over_limit");
+                    turn_away(Some(Reason::ConnectionRateLimited));
+                    return None;
+                }
+            }
             NetFilter::ExtAuthz(filter) => {
                 if let Some(reason) = ask(worker, filter, info, &metadata).await {
                     tracing::debug!(connection = info.id, listener = %info.listener, details = %reason.details(),
                         "closed by an external authorizer");
-                    match &chain.terminal {
-                        Some(Terminal::Tcp(proxy)) => {
-                            tcp::forward::refused(worker, info, proxy, ending.clone(), Some(reason));
-                        }
-                        _ => note_end(info, ending, worker.id),
-                    }
+                    turn_away(Some(reason));
                     return None;
                 }
             }
@@ -400,6 +418,15 @@ async fn admit(worker: &Worker, chain: &Chain, info: &Rc<ConnInfo>, ending: &Rc<
         }
     }
     Some(permits)
+}
+
+/// Keeps a connection that is to be closed until its time is over or its peer goes away; nobody reads what it says.
+async fn hold(io: &mut Io, delay: Duration) {
+    let silence = async {
+        let mut scrap = [0; 1024];
+        while io.read(&mut scrap).await.is_ok_and(|n| n > 0) {}
+    };
+    let _ = timeout(delay, silence).await;
 }
 
 /// Asks an external authorizer about a connection; the reason of a refusal.

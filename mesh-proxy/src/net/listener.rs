@@ -7,16 +7,13 @@
 use std::{
     fmt,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use arc_swap::ArcSwap;
 use mesh_api::model::{self, Address, ListenerFilter, Name, NetworkFilter};
 
+use super::limits::{ConnectionLimit, ConnectionRate};
 use super::matching::{ChainTable, MatchInput};
 use crate::{
     config::{CompileCtx, ConfigError},
@@ -97,42 +94,10 @@ pub enum NetFilter {
     SniCluster,
     /// The host that a cluster found by name is asked for is the SNI, at this port.
     SniHost(u16),
-    /// At most so many connections.
+    /// At most so many connections at once.
     ConnectionLimit(Arc<ConnectionLimit>),
-}
-
-/// Connections of a chain, counted.
-#[derive(Debug)]
-pub struct ConnectionLimit {
-    max: u64,
-    /// How long a refused connection is kept before it is closed.
-    pub delay: Duration,
-    active: AtomicU64,
-}
-
-/// One counted connection.
-#[derive(Debug)]
-pub struct Permit(Arc<ConnectionLimit>);
-
-impl ConnectionLimit {
-    /// A limit.
-    pub fn new(max: u64, delay: Duration) -> Arc<Self> {
-        Arc::new(Self { max, delay, active: AtomicU64::new(0) })
-    }
-    /// Counts a connection; `None` when the limit is reached.
-    pub fn acquire(self: &Arc<Self>) -> Option<Permit> {
-        if self.active.fetch_add(1, Ordering::AcqRel) < self.max {
-            return Some(Permit(self.clone()));
-        }
-        self.active.fetch_sub(1, Ordering::AcqRel);
-        None
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::AcqRel);
-    }
+    /// At most so many in a time.
+    ConnectionRate(Arc<ConnectionRate>),
 }
 
 /// The last filter of a chain.
@@ -253,6 +218,7 @@ impl Chain {
         let secrets = &ctx.shared.secrets;
         let tls = config.tls.as_ref().map(|t| ServerTls::new(t, secrets)).transpose().map_err(ConfigError::new)?;
         let engine = |rules: &Option<model::Rbac>| rules.as_ref().map(rbac::Engine::compile).transpose();
+        let kept = carried.into_iter().flat_map(|c| c.filters.iter());
         let mut filters = vec![];
         let mut terminal = None;
         let stats = config.filters.iter().find_map(|f| match f {
@@ -284,8 +250,22 @@ impl Chain {
                 NetworkFilter::SniCluster => filters.push(NetFilter::SniCluster),
                 // The cluster does the look-up, with a cache of its own.
                 NetworkFilter::SniDynamicForwardProxy { port, .. } => filters.push(NetFilter::SniHost(*port)),
-                NetworkFilter::ConnectionLimit { max, delay, .. } => {
-                    filters.push(NetFilter::ConnectionLimit(ConnectionLimit::new(*max, *delay)));
+                // Connections that are carried on go on being counted.
+                NetworkFilter::ConnectionLimit(l) => {
+                    let old = kept.clone().find_map(|f| match f {
+                        NetFilter::ConnectionLimit(old) if old.config == *l => Some(old.clone()),
+                        _ => None,
+                    });
+                    let limit = old.unwrap_or_else(|| ConnectionLimit::new(l, &ctx.shared.limits));
+                    filters.push(NetFilter::ConnectionLimit(limit));
+                }
+                NetworkFilter::LocalRateLimit(r) => {
+                    let old = kept.clone().find_map(|f| match f {
+                        NetFilter::ConnectionRate(old) if old.config == *r => Some(old.clone()),
+                        _ => None,
+                    });
+                    let rate = old.unwrap_or_else(|| ConnectionRate::new(r, &ctx.shared.limits));
+                    filters.push(NetFilter::ConnectionRate(rate));
                 }
                 // What these mean is done by telemetry and by the filters that ask for it.
                 NetworkFilter::MetadataExchange | NetworkFilter::IstioStats(_) | NetworkFilter::SetFilterState => {}

@@ -5,6 +5,7 @@ pub mod accept;
 pub mod connection;
 pub mod inspect;
 pub mod io;
+pub mod limits;
 pub mod listener;
 pub mod matching;
 pub mod orig_dst;

@@ -8,7 +8,7 @@ use mesh_api::model::{self, Comparison, LogFilter};
 
 use crate::config::ConfigError;
 use crate::http::attributes::{self, Exchange};
-use crate::http::local_reply::{Reason, ResponseFlags};
+use crate::http::local_reply::ResponseFlags;
 use crate::http::matchers::HeaderMatch;
 use crate::http::stats::{Needs, want};
 
@@ -90,7 +90,7 @@ impl Filter {
             }
             Filter::Flags(flags) if flags.is_empty() => !stats.flags.is_empty(),
             Filter::Flags(flags) => flags.iter().any(|f| stats.flags.contains(*f)),
-            Filter::NotHealthCheck => !matches!(stats.reason, Reason::HealthCheck),
+            Filter::NotHealthCheck => !stats.health_check,
             Filter::Share(share, seen) => {
                 // 1 of a million steps that crosses a whole number: exactly the share, evenly spread.
                 let before = seen.fetch_add(1, Relaxed).wrapping_mul(u64::from(*share)) % 1_000_000;

@@ -23,6 +23,7 @@ use super::stream::{self, Heard, Service};
 use super::subscriptions::Interest;
 use crate::config::SharedConfig;
 use crate::config::apply::{Configurator, Event};
+use crate::dns::Names;
 
 /// Resources that are applied before others get the thread.
 const BATCH: usize = 64;
@@ -52,6 +53,8 @@ pub struct Client {
     pub clusters: Option<Duration>,
     /// Listeners likewise.
     pub listeners: Option<Duration>,
+    /// Where the names of the mesh go, when the application's DNS is answered.
+    pub names: Option<Arc<Names>>,
     /// Process-wide state.
     pub shared: Arc<SharedConfig>,
     /// What was accepted.
@@ -74,6 +77,7 @@ impl Client {
             place: self.connect.place(),
             protocol: Protocol::new(variant, self.node, self.repeat_node),
             config,
+            names: self.names,
             shared: self.shared,
             store: self.store,
             status: self.status,
@@ -164,6 +168,7 @@ struct Driver {
     place: String,
     protocol: Protocol,
     config: Configurator,
+    names: Option<Arc<Names>>,
     shared: Arc<SharedConfig>,
     store: SharedStore,
     status: Arc<watch::Sender<AdsStatus>>,
@@ -212,10 +217,12 @@ impl Driver {
     /// Puts an update in force as far as it can be used; what cannot is told by name.
     async fn apply(&mut self, update: &Update) -> Vec<(Name, String)> {
         // What goes makes room for what comes: a listener may take the address of one that is gone.
-        apply::remove(&mut self.config, &self.shared, &self.store, update.ty, &update.removed);
+        let names = self.names.as_deref();
+        apply::remove(&mut self.config, &self.shared, names, &self.store, update.ty, &update.removed);
         let mut refused = vec![];
         for batch in update.resources.chunks(BATCH) {
-            refused.extend(apply::update(&mut self.config, &self.shared, &self.store, update.ty, batch));
+            let names = self.names.as_deref();
+            refused.extend(apply::update(&mut self.config, &self.shared, names, &self.store, update.ty, batch));
             tokio::task::yield_now().await;
         }
         for (name, reason) in self.bind_failures(&update.resources) {
@@ -251,12 +258,15 @@ impl Driver {
     }
 
     fn subscribe(&mut self) {
+        if self.names.is_some() {
+            self.protocol.subscribe(TypeUrl::NameTable, Interest::all());
+        }
         if self.first.asks(TypeUrl::Cluster) {
             self.protocol.subscribe(TypeUrl::Cluster, Interest::all());
         }
         let now = Some((self.config.references(), self.shared.secrets.version()));
         let changed = std::mem::replace(&mut self.looked, now) != now;
-        let by_name = [TypeUrl::Endpoints, TypeUrl::Secret, TypeUrl::Route];
+        let by_name = [TypeUrl::Endpoints, TypeUrl::Secret, TypeUrl::Route, TypeUrl::Extension];
         for ty in by_name.into_iter().filter(|_| changed) {
             let names = apply::wanted(&self.config, &self.shared, ty);
             let before = self.wanted.entry(ty).or_default();

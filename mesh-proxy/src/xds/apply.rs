@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use mesh_api::model::{Name, SdsRef, SdsSource};
+use mesh_api::model::{Name, NameTable, SdsRef, SdsSource};
 use mesh_api::xds::TypeUrl;
 
 use super::convert;
@@ -13,11 +13,13 @@ use super::store::SharedStore;
 use crate::config::ConfigError;
 use crate::config::SharedConfig;
 use crate::config::apply::Configurator;
+use crate::dns::Names;
 
 /// Applies resources; the refusals by name.
 pub fn update(
     config: &mut Configurator,
     shared: &SharedConfig,
+    names: Option<&Names>,
     store: &SharedStore,
     ty: TypeUrl,
     resources: &[Resource],
@@ -28,11 +30,14 @@ pub fn update(
             store.lock().accept(ty, name, version, wire.clone());
             continue;
         }
-        match one(config, shared, ty, name, wire) {
+        match one(config, shared, names, ty, name, wire) {
             Ok(()) => store.lock().accept(ty, name, version, wire.clone()),
             Err(error) => {
                 tracing::warn!(target: "xds", "{} {name} is refused: {error}", ty.short());
                 store.lock().refuse(ty, name, version, wire.clone(), &error.0);
+                if ty == TypeUrl::Extension {
+                    config.extension_refused(name);
+                }
                 refused.push((name.clone(), error.0));
             }
         }
@@ -43,6 +48,7 @@ pub fn update(
 fn one(
     config: &mut Configurator,
     shared: &SharedConfig,
+    names: Option<&Names>,
     ty: TypeUrl,
     name: &Name,
     wire: &Bytes,
@@ -65,13 +71,25 @@ fn one(
             config.secret_exists(name, true);
             shared.secrets.put(&reference, secret.kind).map_err(ConfigError::new)
         }
-        TypeUrl::Extension => Err(ConfigError::new("extension configurations are not supported")),
-        TypeUrl::NameTable => Err(ConfigError::new("name tables are not supported")),
+        TypeUrl::Extension => config.put_extension(convert::extension(name, wire).map_err(refused)?),
+        TypeUrl::NameTable => {
+            let table = convert::name_table(name, wire).map_err(refused)?;
+            let names = names.ok_or_else(|| ConfigError::new("DNS is not answered here"))?;
+            names.put(&table);
+            Ok(())
+        }
     }
 }
 
 /// Takes resources away.
-pub fn remove(config: &mut Configurator, shared: &SharedConfig, store: &SharedStore, ty: TypeUrl, names: &[Name]) {
+pub fn remove(
+    config: &mut Configurator,
+    shared: &SharedConfig,
+    names_of_mesh: Option<&Names>,
+    store: &SharedStore,
+    ty: TypeUrl,
+    names: &[Name],
+) {
     for name in names {
         match ty {
             TypeUrl::Cluster => config.remove_cluster(name),
@@ -82,7 +100,9 @@ pub fn remove(config: &mut Configurator, shared: &SharedConfig, store: &SharedSt
                 shared.secrets.remove(&SdsRef { name: name.clone(), source: SdsSource::Ads });
                 config.secret_exists(name, false);
             }
-            TypeUrl::Extension | TypeUrl::NameTable => {}
+            TypeUrl::Extension => config.remove_extension(name),
+            // Without one every name is asked of others.
+            TypeUrl::NameTable => names_of_mesh.iter().for_each(|n| n.put(&NameTable::default())),
         }
         store.lock().remove(ty, name);
     }
@@ -95,7 +115,8 @@ pub fn forget(config: &mut Configurator, shared: &SharedConfig, store: &SharedSt
             TypeUrl::Endpoints => config.remove_endpoints(name),
             TypeUrl::Route => config.forget_routes(name),
             TypeUrl::Secret => config.secret_exists(name, true),
-            TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::Extension | TypeUrl::NameTable => {}
+            TypeUrl::Extension => config.forget_extension(name),
+            TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::NameTable => {}
         }
         store.lock().remove(ty, name);
     }
@@ -112,6 +133,7 @@ pub fn wanted(config: &Configurator, shared: &SharedConfig, ty: TypeUrl) -> BTre
         TypeUrl::Secret => {
             shared.secrets.wanted().into_iter().filter(|s| s.source == SdsSource::Ads).map(|s| s.name).collect()
         }
-        TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::Extension | TypeUrl::NameTable => BTreeSet::new(),
+        TypeUrl::Extension => config.wanted_extensions(),
+        TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::NameTable => BTreeSet::new(),
     }
 }

@@ -246,7 +246,7 @@ impl Protocol {
         };
         let mut seen = HashSet::new();
         for any in response.resources {
-            let (name, any) = match unwrap(any) {
+            let (name, any) = match unwrap(ty, any) {
                 Ok(found) => found,
                 Err(reason) => {
                     update.refused.push(("".into(), reason));
@@ -393,11 +393,15 @@ impl Update {
 }
 
 /// Name and content of a resource in a state-of-the-world response.
-fn unwrap(any: Any) -> Result<(Name, Option<Any>), String> {
+fn unwrap(ty: TypeUrl, any: Any) -> Result<(Name, Option<Any>), String> {
     let broken = |e: prost::DecodeError| format!("a resource cannot be decoded: {e}");
     if any.type_url == WRAPPER {
         let wrapped = Wrapped::decode(any.value.as_slice()).map_err(broken)?;
         return Ok((wrapped.name.into(), wrapped.resource));
+    }
+    // The only one without a name, of which there is one.
+    if ty == TypeUrl::NameTable {
+        return Ok(("".into(), Some(any)));
     }
     let named = Named::decode(any.value.as_slice()).map_err(broken)?;
     Ok((named.name.into(), Some(any)))

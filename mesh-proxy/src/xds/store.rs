@@ -94,6 +94,7 @@ impl Store {
             routes: of(TypeUrl::Route),
             endpoints: of(TypeUrl::Endpoints),
             secrets: of(TypeUrl::Secret),
+            extensions: of(TypeUrl::Extension),
             ..ConfigDump::default()
         }
     }

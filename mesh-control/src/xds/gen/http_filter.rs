@@ -1,8 +1,9 @@
 //! HTTP filters and their overrides by route.
 
 use mesh_api::model::{
-    CorsPolicy, FaultAbort, FaultFilter, FilterOverride, HeaderMutation, HttpFilter, HttpFilterKind, IstioStats,
-    LocalRateLimit, MetricChange, Name, PeerMetadata, RbacFilter, SessionCookie, SessionState, StatefulSession,
+    CorsPolicy, DiscoveredFilter, FaultAbort, FaultFilter, FilterOverride, HeaderMutation, HttpFilter, HttpFilterKind,
+    IstioStats, LocalRateLimit, MetricChange, Name, PeerMetadata, RbacFilter, SessionCookie, SessionState,
+    StatefulSession,
 };
 
 use super::cluster::dns_cache;
@@ -10,17 +11,31 @@ use super::ext_authz::{http_ext_authz, settings};
 use super::jwt;
 use super::rate_limit;
 use super::rbac::rbac;
-use super::values::{header_matcher, header_value, mutations, string_matcher};
+use super::values::{ads, header_matcher, header_value, mutations, string_matcher};
 use super::wire::Message;
 
 /// `HttpFilter`.
 pub fn http_filter(filter: &HttpFilter) -> Message {
-    let (url, config) = typed_config(&filter.kind);
-    Message::new().str(1, &filter.name).msg(4, Message::any(url, config)).bool(7, filter.disabled)
+    let out = match &filter.kind {
+        HttpFilterKind::Discovered(declared) => Message::new().str(1, &filter.name).msg(5, discovery(declared)),
+        kind => Message::new().str(1, &filter.name).maybe(4, typed_config(kind)),
+    };
+    out.bool(7, filter.disabled)
 }
 
-fn typed_config(kind: &HttpFilterKind) -> (&'static str, Message) {
-    match kind {
+/// `ExtensionConfigSource`.
+fn discovery(declared: &DiscoveredFilter) -> Message {
+    Message::new()
+        .msg(1, ads(Some(declared.fetch_timeout)))
+        .maybe(2, declared.default.as_ref().and_then(typed_config))
+        .bool(3, declared.at_once)
+        .strs(4, declared.types.iter().map(|name| format!("type.googleapis.com/{name}")))
+}
+
+/// `Any`; `None`: what comes by discovery has none here.
+fn typed_config(kind: &HttpFilterKind) -> Option<Message> {
+    let (url, config) = match kind {
+        HttpFilterKind::Discovered(_) => return None,
         HttpFilterKind::Router(router) => {
             ("envoy.extensions.filters.http.router.v3.Router", Message::new().bool(4, router.suppress_envoy_headers))
         }
@@ -45,8 +60,12 @@ fn typed_config(kind: &HttpFilterKind) -> (&'static str, Message) {
         HttpFilterKind::HeaderMutation { request, response } => {
             ("envoy.extensions.filters.http.header_mutation.v3.HeaderMutation", header_mutation(request, response))
         }
-        HttpFilterKind::HealthCheck { pass_through, headers } => {
-            let config = Message::new().wrapped_bool(1, *pass_through).msgs(5, headers.iter().map(header_matcher));
+        HttpFilterKind::HealthCheck(check) => {
+            let config = Message::new().wrapped_bool(1, check.pass_through).duration_maybe(3, check.cache_time);
+            let clusters = check.min_healthy.iter();
+            let config =
+                clusters.fold(config, |out, (name, share)| out.entry(4, name, Message::new().double(1, *share)));
+            let config = config.msgs(5, check.headers.iter().map(header_matcher));
             ("envoy.extensions.filters.http.health_check.v3.HealthCheck", config)
         }
         HttpFilterKind::StatefulSession(source) => {
@@ -63,7 +82,8 @@ fn typed_config(kind: &HttpFilterKind) -> (&'static str, Message) {
             "envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig",
             Message::new().msg(1, dns_cache(cache)),
         ),
-    }
+    };
+    Some(Message::any(url, config))
 }
 
 /// Istio's `stats.PluginConfig`.

@@ -143,6 +143,11 @@ fn chain_match(m: &FilterChainMatch) -> Message {
 
 const HTTP_MANAGER: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 
+/// `RuntimeFeatureFlag` of what is off; nothing says that it is on.
+fn off(enabled: bool) -> Option<Message> {
+    (!enabled).then(|| Message::new().wrapped_bool(1, false).str(2, "off"))
+}
+
 fn network_filter(filter: &NetworkFilter) -> Message {
     let (name, url, config) = match filter {
         NetworkFilter::Http(manager) => {
@@ -171,13 +176,24 @@ fn network_filter(filter: &NetworkFilter) -> Message {
             "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig",
             Message::new().msg(1, dns_cache(cache)).uint_always(2, (*port).into()),
         ),
-        NetworkFilter::ConnectionLimit { stat_prefix, max, delay } => {
-            let config = Message::new().str(1, stat_prefix).wrapped(2, *max);
-            let config = if delay.is_zero() { config } else { config.duration(3, *delay) };
+        NetworkFilter::ConnectionLimit(limit) => {
+            let config = Message::new().str(1, &limit.stat_prefix).wrapped(2, limit.max);
+            let config = if limit.delay.is_zero() { config } else { config.duration(3, limit.delay) };
             (
                 "envoy.filters.network.connection_limit",
                 "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
-                config,
+                config.maybe(4, off(limit.enabled)),
+            )
+        }
+        NetworkFilter::LocalRateLimit(rate) => {
+            let b = &rate.bucket;
+            let bucket =
+                Message::new().uint(1, b.max_tokens.into()).wrapped(2, b.tokens_per_fill).duration(3, b.fill_interval);
+            let config = Message::new().str(1, &rate.stat_prefix).msg(2, bucket);
+            (
+                "envoy.filters.network.local_ratelimit",
+                "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit",
+                config.maybe(3, off(rate.enabled)).str(4, &rate.share_key),
             )
         }
         NetworkFilter::MetadataExchange => (

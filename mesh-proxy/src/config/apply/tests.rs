@@ -228,3 +228,98 @@ async fn routes_that_nobody_refers_to_are_kept_for_connections_that_drain() {
     s.wait(0).await;
     assert!(s.shared.load().route("r").is_none());
 }
+
+/// A listener whose manager has one filter by discovery, called `x`.
+fn with_discovery(name: &str, more: &str) -> String {
+    const T: &str = "type.googleapis.com/envoy.extensions.filters";
+    let filter = format!(
+        "http_filters: [{{name: x, config_discovery: {{config_source: {{ads: {{}}, initial_fetch_timeout: 5s}}, type_urls: \
+         [{T}.http.header_mutation.v3.HeaderMutation]{more}}}}}, {{name: r"
+    );
+    listener(name, "route_config: {name: r}", "").replace("http_filters: [{name: r", &filter)
+}
+
+fn mutation(value: &str) -> model::HttpFilterKind {
+    let mut request = model::HeaderMutation::default();
+    request.remove.push(value.into());
+    model::HttpFilterKind::HeaderMutation { request, response: model::HeaderMutation::default() }
+}
+
+fn extension(type_name: &str, value: &str) -> model::ExtensionConfig {
+    let type_name = format!("envoy.extensions.filters.http.{type_name}").into();
+    model::ExtensionConfig { name: "x".into(), type_name, kind: mutation(value) }
+}
+
+const MUTATION: &str = "header_mutation.v3.HeaderMutation";
+
+/// The first filter of a listener in force.
+fn first_filter(s: &Setup, name: &str) -> model::HttpFilterKind {
+    let snapshot = s.shared.load();
+    let chain = &snapshot.listeners[name].config.filter_chains[0];
+    match &chain.filters[0] {
+        model::NetworkFilter::Http(manager) => manager.filters[0].kind.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_waits_for_its_filters_and_follows_them() {
+    use crate::drain::Phase;
+    let mut s = Setup::new();
+    s.put(&with_discovery("l", ""));
+    s.wait(1).await;
+    assert!(s.bound().is_empty());
+    assert_eq!(s.config.wanted_extensions().into_iter().collect::<Vec<_>>(), [Name::from("x")]);
+    assert!(s.config.waiting().iter().any(|w| w.contains("for filters x")), "{:?}", s.config.waiting());
+    let refused = s.config.put_extension(extension("fault.v3.HTTPFault", "a")).unwrap_err();
+    assert!(refused.0.contains("fault.v3.HTTPFault") && refused.0.contains("takes"), "{refused}");
+    s.config.put_extension(extension(MUTATION, "a")).unwrap();
+    s.wait(0).await;
+    assert_eq!((s.bound(), first_filter(&s, "l")), (vec!["+l".to_owned()], mutation("a")));
+    let chain = s.shared.load().listeners["l"].chains().next().unwrap().clone();
+    s.config.put_extension(extension(MUTATION, "b")).unwrap();
+    s.wait(0).await;
+    assert_eq!((first_filter(&s, "l"), chain.drain.phase()), (mutation("b"), Phase::Running));
+    // What a listener does not take leaves the old one; what is taken away leaves none.
+    assert!(s.config.put_extension(extension(MUTATION, "not a name")).is_err());
+    s.wait(0).await;
+    assert_eq!(first_filter(&s, "l"), mutation("b"));
+    s.config.remove_extension(&"x".into());
+    s.wait(0).await;
+    assert!(matches!(first_filter(&s, "l"), model::HttpFilterKind::Discovered(_)));
+    s.config.remove_listener("l");
+    assert!(s.config.wanted_extensions().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn patience_with_filters_ends() {
+    let mut s = Setup::new();
+    let default = ", default_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation}";
+    s.put(&with_discovery("late", ""));
+    s.put(&with_discovery("default", default));
+    s.put(&with_discovery("now", &format!("{default}, apply_default_config_without_warming: true")));
+    s.wait(1).await;
+    assert_eq!(s.bound(), ["+now"]);
+    s.wait(5).await;
+    assert_eq!(s.bound(), ["+now", "+default", "+late"]);
+    assert!(matches!(first_filter(&s, "late"), model::HttpFilterKind::Discovered(_)), "answers 500");
+    assert!(matches!(first_filter(&s, "default"), model::HttpFilterKind::HeaderMutation { .. }));
+    for name in ["late", "default", "now"] {
+        s.config.put_extension(extension(MUTATION, name)).unwrap();
+        s.wait(0).await;
+        assert_eq!(first_filter(&s, name), mutation(name));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_filter_that_is_of_no_use() {
+    let mut s = Setup::new();
+    s.put(&with_discovery("l", ""));
+    s.config.extension_refused(&"x".into());
+    s.wait(0).await;
+    assert_eq!(s.bound(), ["+l"]);
+    s.config.put_extension(extension(MUTATION, "a")).unwrap();
+    s.config.extension_refused(&"x".into());
+    s.wait(0).await;
+    assert_eq!(first_filter(&s, "l"), mutation("a"), "the good one stays");
+}

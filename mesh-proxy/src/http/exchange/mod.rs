@@ -348,9 +348,21 @@ impl Exchange {
                 self.pin(session.clone(), head);
                 Ok(())
             }
-            (Kind::HealthCheck { pass_through: false, headers }, _) if headers.iter().all(|h| h.matches(head)) => {
-                Err(Reason::HealthCheck.into())
+            (Kind::HealthCheck(check), _) if check.is_one(head) => {
+                let stats = self.recorder.stats();
+                stats.health_check = true;
+                // Nobody looks at spans of these.
+                if let Some(trace) = &mut stats.trace {
+                    trace.sampled = false;
+                }
+                self.finish.health_check = Some(check.clone());
+                let members = |name: &str| {
+                    let stats = &self.snapshot.cluster(name)?.stats;
+                    Some((stats.membership_total.get(), stats.membership_healthy.get()))
+                };
+                check.answer(tokio::time::Instant::now(), members).map_or(Ok(()), Err)
             }
+            (Kind::Unconfigured, _) => Err(Reason::FilterConfigMissing.into()),
             _ => Ok(()),
         }
     }

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use mesh_api::model::ServerHeader;
 
+use super::super::filters::health_check::{CHECKED_CLUSTER, HealthCheck};
 use super::super::filters::{Kind, cors::Cors, ext_authz::ResponseChanges, session::Session};
 use super::super::header_ops::{HeaderOps, append};
 use super::super::headers::GRPC_STATUS;
+use super::super::local_reply::Reason;
 use super::super::message::ResponseHead;
 use super::super::request_id::HEADER as REQUEST_ID;
 use super::super::router::{RouteMatch, RouteTable};
@@ -41,6 +43,8 @@ pub struct Finish {
     pub peer_asked: bool,
     /// Its session, and the endpoint that the client remembers.
     pub session: Option<Box<(Arc<Session>, Option<SocketAddr>)>>,
+    /// It is a health check.
+    pub health_check: Option<Arc<HealthCheck>>,
     /// Cookies of the hash policy.
     pub cookies: Vec<HeaderValue>,
 }
@@ -60,6 +64,7 @@ impl Finish {
             limited: None,
             peer_asked: false,
             session: None,
+            health_check: None,
             cookies: vec![],
         }
     }
@@ -95,6 +100,15 @@ pub fn finish_head(
     for filter in &manager.filters {
         if let Kind::HeaderMutation(_, response) = &filter.kind {
             response.apply_response(&mut head.headers, stats);
+        }
+    }
+    if let Some(check) = &finish.health_check {
+        // A word that is repeated is not a new one.
+        if !matches!(stats.reason, Reason::HealthCheck { .. }) {
+            check.note(head, tokio::time::Instant::now());
+        }
+        if let Ok(cluster) = HeaderValue::from_str(&session.worker.shared.node.cluster) {
+            head.headers.insert(CHECKED_CLUSTER, cluster);
         }
     }
     for ops in &finish.mutations {

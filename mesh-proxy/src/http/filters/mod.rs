@@ -6,6 +6,7 @@ pub mod descriptors;
 pub mod ext_authz;
 pub mod fault;
 pub mod global_limit;
+pub mod health_check;
 pub mod jwt;
 pub mod rate_limit;
 pub mod rbac;
@@ -20,10 +21,11 @@ use self::{
     ext_authz::ExtAuthz,
     fault::Fault,
     global_limit::{GlobalLimit, Settings},
+    health_check::HealthCheck,
     rate_limit::RateLimit,
     session::Session,
 };
-use super::{header_ops::HeaderOps, matchers::HeaderMatch, stats::Needs};
+use super::{header_ops::HeaderOps, stats::Needs};
 use crate::config::ConfigError;
 
 /// A compiled filter.
@@ -62,12 +64,7 @@ pub enum Kind {
     /// Changes heads.
     HeaderMutation(HeaderOps, HeaderOps),
     /// Answers health checks.
-    HealthCheck {
-        /// They go on to the application.
-        pass_through: bool,
-        /// What makes a request one.
-        headers: Box<[HeaderMatch]>,
-    },
+    HealthCheck(Arc<HealthCheck>),
     /// Keeps a session at its endpoint; `None`: only where a route says how.
     Session(Option<Arc<Session>>),
     /// Exchanges peer metadata.
@@ -76,6 +73,8 @@ pub enum Kind {
     IstioAlpn,
     /// Checks tokens.
     Jwt(Arc<jwt::Filter>),
+    /// Its configuration never came.
+    Unconfigured,
     /// What it means is done by telemetry, or by the cluster.
     Nothing,
 }
@@ -95,6 +94,7 @@ impl Filter {
             HttpFilterKind::GrpcStats { .. }
             | HttpFilterKind::IstioStats(_)
             | HttpFilterKind::DynamicForwardProxy(_) => Kind::Nothing,
+            HttpFilterKind::Discovered(_) => Kind::Unconfigured,
             HttpFilterKind::GrpcWeb => Kind::GrpcWeb,
             HttpFilterKind::LocalRateLimit(limit) => Kind::RateLimit(RateLimit::compile(limit)?),
             HttpFilterKind::GlobalRateLimit(limit) => Kind::GlobalLimit(Arc::new(GlobalLimit::compile(limit)?)),
@@ -103,9 +103,7 @@ impl Filter {
                 response.needs(needs);
                 Kind::HeaderMutation(HeaderOps::compile(request)?, response)
             }
-            HttpFilterKind::HealthCheck { pass_through, headers } => {
-                Kind::HealthCheck { pass_through: *pass_through, headers: HeaderMatch::compile_all(headers)? }
-            }
+            HttpFilterKind::HealthCheck(check) => Kind::HealthCheck(Arc::new(HealthCheck::compile(check)?)),
             HttpFilterKind::StatefulSession(s) => {
                 Kind::Session(s.as_ref().map(|s| Session::compile(s).map(Arc::new)).transpose()?)
             }

@@ -1,7 +1,6 @@
 //! Local rate limit: one token bucket for all workers.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use mesh_api::model;
 use parking_lot::Mutex;
@@ -14,21 +13,47 @@ use crate::http::local_reply::{LocalReply, Reason};
 /// A compiled limit.
 #[derive(Debug)]
 pub struct RateLimit {
-    max: u32,
-    fill: u32,
-    interval: Duration,
     enabled: model::Fraction,
     enforced: model::Fraction,
     status: u16,
     /// Operations on refusals.
     pub headers: Arc<HeaderOps>,
-    bucket: Mutex<Bucket>,
+    bucket: TokenBucket,
+}
+
+/// Tokens that come back with time.
+#[derive(Debug)]
+pub struct TokenBucket {
+    config: model::TokenBucket,
+    state: Mutex<Tokens>,
 }
 
 #[derive(Debug)]
-struct Bucket {
-    tokens: u32,
+struct Tokens {
+    left: u32,
     filled: Option<Instant>,
+}
+
+impl TokenBucket {
+    /// A full one.
+    pub fn new(config: model::TokenBucket) -> Self {
+        Self { config, state: Mutex::new(Tokens { left: config.max_tokens, filled: None }) }
+    }
+
+    /// Takes a token, if there is one.
+    pub fn take(&self, now: Instant) -> bool {
+        let model::TokenBucket { max_tokens, tokens_per_fill, fill_interval } = self.config;
+        let mut tokens = self.state.lock();
+        let filled = *tokens.filled.get_or_insert(now);
+        let times = now.saturating_duration_since(filled).as_nanos() / fill_interval.as_nanos().max(1);
+        if let Ok(times @ 1..) = u32::try_from(times) {
+            tokens.left = tokens.left.saturating_add(tokens_per_fill.saturating_mul(times)).min(max_tokens);
+            tokens.filled = Some(filled + fill_interval * times);
+        }
+        let ok = tokens.left > 0;
+        tokens.left = tokens.left.saturating_sub(1);
+        ok
+    }
 }
 
 impl RateLimit {
@@ -38,20 +63,21 @@ impl RateLimit {
     /// A header operation that is not valid.
     pub fn compile(l: &model::LocalRateLimit) -> Result<Arc<Self>, ConfigError> {
         Ok(Arc::new(Self {
-            max: l.max_tokens,
-            fill: l.tokens_per_fill,
-            interval: l.fill_interval,
             enabled: l.enabled,
             enforced: l.enforced,
             status: l.status,
             headers: Arc::new(HeaderOps::compile(&l.response_headers)?),
-            bucket: Mutex::new(Bucket { tokens: l.max_tokens, filled: None }),
+            bucket: TokenBucket::new(model::TokenBucket {
+                max_tokens: l.max_tokens,
+                tokens_per_fill: l.tokens_per_fill,
+                fill_interval: l.fill_interval,
+            }),
         }))
     }
 
     /// The refusal of a request that comes too early.
     pub fn check(&self, mut random: impl FnMut() -> u64) -> Option<LocalReply> {
-        if !self.enabled.takes(&mut random) || self.take(Instant::now()) || !self.enforced.takes(&mut random) {
+        if !self.enabled.takes(&mut random) || self.bucket.take(Instant::now()) || !self.enforced.takes(&mut random) {
             return None;
         }
         let reply = LocalReply::from(Reason::LocalRateLimited { status: self.status });
@@ -62,23 +88,12 @@ impl RateLimit {
             ),
         )
     }
-
-    fn take(&self, now: Instant) -> bool {
-        let mut bucket = self.bucket.lock();
-        let filled = *bucket.filled.get_or_insert(now);
-        let times = now.saturating_duration_since(filled).as_nanos() / self.interval.as_nanos().max(1);
-        if let Ok(times @ 1..) = u32::try_from(times) {
-            bucket.tokens = bucket.tokens.saturating_add(self.fill.saturating_mul(times)).min(self.max);
-            bucket.filled = Some(filled + self.interval * times);
-        }
-        let ok = bucket.tokens > 0;
-        bucket.tokens = bucket.tokens.saturating_sub(1);
-        ok
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use mesh_api::model::Fraction;
 
     use super::*;

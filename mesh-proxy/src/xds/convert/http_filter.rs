@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use mesh_api::model::{
-    CorsPolicy, FaultAbort, FaultFilter, FilterOverride, Fraction, HeaderMutation, HttpFilter, HttpFilterKind,
-    IstioStats, LocalRateLimit, PeerMetadata, RbacFilter, RouterFilter, SessionCookie, SessionState, StatefulSession,
+    CorsPolicy, DiscoveredFilter, ExtensionConfig, FaultAbort, FaultFilter, FilterOverride, Fraction, HeaderMutation,
+    HealthCheckFilter, HttpFilter, HttpFilterKind, IstioStats, LocalRateLimit, Name, PeerMetadata, RbacFilter,
+    RouterFilter, SessionCookie, SessionState, StatefulSession,
 };
 use mesh_api::xds::envoy::config::common::mutation_rules::v3 as mutation_rules;
 use mesh_api::xds::envoy::config::core::v3 as core;
@@ -23,8 +24,8 @@ use super::jwt::jwt_authn;
 use super::rate_limit;
 use super::rbac::rbac;
 use super::values::{
-    bool_or, duration, duration_or, fraction, header_matchers, header_value, lower, runtime_fraction, string_matchers,
-    type_name, typed_struct, u32_or, unpack,
+    duration, duration_opt, duration_or, fraction, header_matchers, header_value, lower, runtime_fraction,
+    string_matchers, token_bucket, type_name, typed_struct, unpack,
 };
 
 /// Filters of Istio's Envoy build and others that change nothing here: known, and left out.
@@ -40,7 +41,17 @@ pub fn http_filter(at: &At<'_>, f: &hcm::HttpFilter) -> Result<Option<HttpFilter
     use hcm::http_filter::ConfigType as C;
     let kind = match &f.config_type {
         Some(C::TypedConfig(any)) => kind(&at.field("typed_config"), &f.name, any)?,
-        Some(C::ConfigDiscovery(_)) => return at.refuse("filters by discovery (ECDS) are not supported"),
+        Some(C::ConfigDiscovery(source)) => {
+            let at = at.field("config_discovery");
+            match unknown(&source.type_urls) {
+                // What guards requests must not be left out.
+                Some(_) if f.is_optional && !guards(&f.name) => None,
+                Some(url) => {
+                    return at.field("type_urls").refuse(format!("filter {:?} ({url}) is not supported", f.name));
+                }
+                None => Some(HttpFilterKind::Discovered(Box::new(discovered(&at, &f.name, source)?))),
+            }
+        }
         // Static files may name a filter and leave the configuration out.
         None => kind_by_name(&f.name),
     };
@@ -56,6 +67,69 @@ pub fn http_filter(at: &At<'_>, f: &hcm::HttpFilter) -> Result<Option<HttpFilter
             };
             at.refuse(format!("filter {:?} ({any}) is not supported", f.name))
         }
+    }
+}
+
+/// A type that there is no filter for.
+fn unknown(type_urls: &[String]) -> Option<&str> {
+    let exists = |url: &str| {
+        let empty = Any { type_url: url.to_owned(), value: vec![] };
+        // That its configuration lacks something shows that there is one.
+        !matches!(kind(&At::resource(""), "", &empty), Ok(None))
+    };
+    type_urls.iter().map(String::as_str).find(|url| !exists(url))
+}
+
+fn discovered(at: &At<'_>, name: &str, source: &core::ExtensionConfigSource) -> Result<DiscoveredFilter> {
+    use core::config_source::ConfigSourceSpecifier as S;
+    let place = at.field("config_source");
+    let config = place.required(source.config_source.as_ref())?;
+    if !matches!(config.config_source_specifier, Some(S::Ads(_) | S::Self_(_))) {
+        return place.refuse("only ads is supported");
+    }
+    let types: Vec<_> = source.type_urls.iter().map(|url| url.rsplit('/').next().unwrap_or_default().into()).collect();
+    if types.is_empty() {
+        return at.field("type_urls").refuse("is required");
+    }
+    let default = match &source.default_config {
+        None => None,
+        Some(any) => {
+            let at = at.field("default_config");
+            let config = configured(&at, name, any)?;
+            if !types.contains(&config.type_name) {
+                return at.refuse(format!("is a {}, which type_urls does not list", config.type_name));
+            }
+            Some(config.kind)
+        }
+    };
+    if source.apply_default_config_without_warming && default.is_none() {
+        return at.field("apply_default_config_without_warming").refuse("needs a default_config");
+    }
+    let wait = config.initial_fetch_timeout.as_ref();
+    Ok(DiscoveredFilter {
+        types,
+        default,
+        at_once: source.apply_default_config_without_warming,
+        fetch_timeout: duration_or(&place.field("initial_fetch_timeout"), wait, Duration::from_secs(15))?,
+    })
+}
+
+/// A `TypedExtensionConfig`.
+pub fn extension(at: &At<'_>, name: &str, message: &core::TypedExtensionConfig) -> Result<ExtensionConfig> {
+    if message.name != name {
+        return at.field("name").refuse(format!("is {:?}", message.name));
+    }
+    let at = at.field("typed_config");
+    configured(&at, name, at.required(message.typed_config.as_ref())?)
+}
+
+fn configured(at: &At<'_>, name: &str, any: &Any) -> Result<ExtensionConfig> {
+    let inner = typed_struct(at, any)?.map(|(inner, _)| inner);
+    let type_name = inner.as_deref().unwrap_or_else(|| type_name(any));
+    match kind(at, name, any)? {
+        Some(HttpFilterKind::Router(_)) => at.refuse("the router cannot come by discovery"),
+        Some(kind) => Ok(ExtensionConfig { name: name.into(), type_name: type_name.into(), kind }),
+        None => at.refuse(format!("filter {name:?} ({type_name}) is not supported")),
     }
 }
 
@@ -111,13 +185,7 @@ fn kind(at: &At<'_>, name: &str, any: &Any) -> Result<Option<HttpFilterKind>> {
         }
         "envoy.extensions.filters.http.health_check.v3.HealthCheck" => {
             let config: filters::health_check::v3::HealthCheck = unpack(at, any)?;
-            if config.cache_time.is_some() || !config.cluster_min_healthy_percentages.is_empty() {
-                return at.refuse("caching and cluster health are not supported");
-            }
-            HttpFilterKind::HealthCheck {
-                pass_through: bool_or(config.pass_through_mode, false),
-                headers: header_matchers(at, "headers", &config.headers)?,
-            }
+            HttpFilterKind::HealthCheck(health_check(at, &config)?)
         }
         "envoy.extensions.filters.http.stateful_session.v3.StatefulSession" => {
             HttpFilterKind::StatefulSession(session(at, &unpack(at, any)?)?)
@@ -141,6 +209,27 @@ fn kind(at: &At<'_>, name: &str, any: &Any) -> Result<Option<HttpFilterKind>> {
         }
         _ => return Ok(None),
     }))
+}
+
+fn health_check(at: &At<'_>, f: &filters::health_check::v3::HealthCheck) -> Result<HealthCheckFilter> {
+    let pass_through = at.field("pass_through_mode").required(f.pass_through_mode)?.value;
+    let cache_time = duration_opt(&at.field("cache_time"), f.cache_time.as_ref())?.filter(|t| !t.is_zero());
+    if cache_time.is_some() && !pass_through {
+        return at.field("cache_time").refuse("needs pass_through_mode");
+    }
+    let mut min_healthy: Vec<(Name, f64)> = Vec::new();
+    for (cluster, share) in &f.cluster_min_healthy_percentages {
+        if !(0.0..=100.0).contains(&share.value) {
+            return at.field("cluster_min_healthy_percentages").refuse(format!("{cluster}: must be 0 to 100"));
+        }
+        // As in Envoy: what goes on to the application is decided there.
+        if !pass_through {
+            min_healthy.push((cluster.as_str().into(), share.value));
+        }
+    }
+    min_healthy.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let headers = header_matchers(at, "headers", &f.headers)?;
+    Ok(HealthCheckFilter { pass_through, headers, cache_time, min_healthy })
 }
 
 fn peer_metadata(at: &At<'_>, any: &Any) -> Result<PeerMetadata> {
@@ -280,20 +369,15 @@ fn local_rate_limit(
             response_headers: HeaderMutation::default(),
         });
     }
-    let b = bucket.required(l.token_bucket.as_ref())?;
-    let interval = bucket.field("fill_interval");
-    let interval = duration(&interval, interval.required(b.fill_interval.as_ref())?)?;
-    if interval < Duration::from_millis(50) {
-        return bucket.field("fill_interval").refuse("must be 50 ms at least");
-    }
+    let b = token_bucket(&bucket, bucket.required(l.token_bucket.as_ref())?)?;
     let share = |field: &str, f: Option<&core::RuntimeFractionalPercent>| {
         f.map_or(Ok(Fraction(0)), |f| runtime_fraction(&at.field(field), f))
     };
     Ok(LocalRateLimit {
         stat_prefix: l.stat_prefix.as_str().into(),
         max_tokens: b.max_tokens,
-        tokens_per_fill: u32_or(b.tokens_per_fill, 1),
-        fill_interval: interval,
+        tokens_per_fill: b.tokens_per_fill,
+        fill_interval: b.fill_interval,
         enabled: share("filter_enabled", l.filter_enabled.as_ref())?,
         enforced: share("filter_enforced", l.filter_enforced.as_ref())?,
         status: rate_limit::refusal_status(l.status.as_ref()),

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use mesh_api::model::{
-    ClientCertDetails, Codec, EscapedSlashes, FilterChain, FilterChainMatch, ForwardClientCert, HashSource,
-    HttpManager, HttpTimeouts, Listener, ListenerFilter, NetworkFilter, PortRanges, RbacFilter, RouteSource,
-    ServerHeader, SourceType, StripPort, TcpProxy, TcpTunnel, TrafficDirection, Underscores, Upgrade,
+    ClientCertDetails, Codec, ConnectionLimit, ConnectionRate, EscapedSlashes, FilterChain, FilterChainMatch,
+    ForwardClientCert, HashSource, HttpManager, HttpTimeouts, Listener, ListenerFilter, NetworkFilter, PortRanges,
+    RbacFilter, RouteSource, ServerHeader, SourceType, StripPort, TcpProxy, TcpTunnel, TrafficDirection, Underscores,
+    Upgrade,
 };
 use mesh_api::xds::envoy::config::core::v3 as core;
 use mesh_api::xds::envoy::config::listener::v3 as proto;
@@ -25,8 +26,8 @@ use super::rbac::rbac;
 use super::route::route_config;
 use super::tls;
 use super::values::{
-    address, bool_or, cidrs, duration_opt, duration_or, metadata, names, plain_metadata, port, type_name, typed_struct,
-    u32_or, unpack,
+    address, bool_or, cidrs, duration_opt, duration_or, metadata, names, plain_metadata, port, token_bucket, type_name,
+    typed_struct, u32_or, unpack,
 };
 
 pub fn listener(at: &At<'_>, l: &proto::Listener) -> Result<Listener> {
@@ -284,17 +285,38 @@ fn network_filter(at: &At<'_>, f: &proto::Filter) -> Result<Option<NetworkFilter
         }
         "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
             let config: network::connection_limit::v3::ConnectionLimit = unpack(&at, any)?;
-            NetworkFilter::ConnectionLimit {
-                stat_prefix: config.stat_prefix.as_str().into(),
-                max: at.field("max_connections").required(config.max_connections)?.value,
-                delay: duration_or(&at.field("delay"), config.delay.as_ref(), Duration::ZERO)?,
+            let max = at.field("max_connections");
+            let limit = max.required(config.max_connections)?.value;
+            if limit == 0 {
+                return max.refuse("must be 1 at least");
             }
+            NetworkFilter::ConnectionLimit(ConnectionLimit {
+                stat_prefix: config.stat_prefix.as_str().into(),
+                max: limit,
+                delay: duration_or(&at.field("delay"), config.delay.as_ref(), Duration::ZERO)?,
+                enabled: is_on(config.runtime_enabled.as_ref()),
+            })
+        }
+        "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => {
+            let config: network::local_ratelimit::v3::LocalRateLimit = unpack(&at, any)?;
+            let bucket = at.field("token_bucket");
+            NetworkFilter::LocalRateLimit(ConnectionRate {
+                stat_prefix: config.stat_prefix.as_str().into(),
+                bucket: token_bucket(&bucket, bucket.required(config.token_bucket.as_ref())?)?,
+                share_key: config.share_key.as_str().into(),
+                enabled: is_on(config.runtime_enabled.as_ref()),
+            })
         }
         "envoy.tcp.metadataexchange.config.MetadataExchange" => NetworkFilter::MetadataExchange,
         "stats.PluginConfig" => NetworkFilter::IstioStats(istio_stats::of_any(&at, any)?),
         "envoy.extensions.filters.network.set_filter_state.v3.Config" => NetworkFilter::SetFilterState,
         other => return at.refuse(format!("filter {:?} ({other}) is not supported", f.name)),
     }))
+}
+
+/// A flag that only the runtime could change, which is not supported: its default counts.
+fn is_on(flag: Option<&core::RuntimeFeatureFlag>) -> bool {
+    flag.and_then(|f| f.default_value).is_none_or(|v| v.value)
 }
 
 fn tcp_proxy(at: &At<'_>, p: &network::tcp_proxy::v3::TcpProxy) -> Result<TcpProxy> {

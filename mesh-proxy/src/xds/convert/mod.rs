@@ -14,6 +14,7 @@ mod http_filter;
 mod istio_stats;
 mod jwt;
 mod listener;
+mod name_table;
 mod rate_limit;
 mod rbac;
 mod route;
@@ -102,6 +103,24 @@ pub fn secret(name: &str, bytes: &[u8]) -> Result<model::Secret> {
     let at = At::resource(name);
     let message: envoy::extensions::transport_sockets::tls::v3::Secret = at.decode(bytes)?;
     tls::secret(&at, &message)
+}
+
+/// Bytes of an `envoy.config.core.v3.TypedExtensionConfig`.
+///
+/// # Errors
+/// As [`listener`].
+pub fn extension(name: &str, bytes: &[u8]) -> Result<model::ExtensionConfig> {
+    let at = At::resource(name);
+    let message: envoy::config::core::v3::TypedExtensionConfig = at.decode(bytes)?;
+    http_filter::extension(&at, name, &message)
+}
+
+/// Bytes of an `istio.networking.nds.v1.NameTable`.
+///
+/// # Errors
+/// When the bytes cannot be decoded. What is no address is left out.
+pub fn name_table(name: &str, bytes: &[u8]) -> Result<model::NameTable> {
+    Ok(name_table::name_table(At::resource(name).decode(bytes)?))
 }
 
 /// An address outside of a resource, e.g. that of the admin server.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mesh_api::model::{
     Address, AppendAction, CidrRange, Fraction, HeaderMatcher, HeaderMutation, HeaderOps, HeaderValueMatch,
-    HeaderValueOption, ISTIO_METADATA, Metadata, Name, Origin, StringMatcher, StringPattern,
+    HeaderValueOption, ISTIO_METADATA, Metadata, Name, Origin, StringMatcher, StringPattern, TokenBucket,
 };
 use mesh_api::xds::envoy::config::core::v3 as core;
 use mesh_api::xds::envoy::config::route::v3 as route;
@@ -64,6 +64,19 @@ pub fn fraction(at: &At<'_>, value: &types::FractionalPercent) -> Result<Fractio
 
 pub fn runtime_fraction(at: &At<'_>, value: &core::RuntimeFractionalPercent) -> Result<Fraction> {
     value.default_value.as_ref().map_or(Ok(Fraction::ALWAYS), |f| fraction(at, f))
+}
+
+/// Tokens of a limit.
+pub fn token_bucket(at: &At<'_>, b: &types::TokenBucket) -> Result<TokenBucket> {
+    let interval = at.field("fill_interval");
+    let fill_interval = duration(&interval, interval.required(b.fill_interval.as_ref())?)?;
+    if fill_interval < Duration::from_millis(50) {
+        return interval.refuse("must be 50 ms at least");
+    }
+    if b.max_tokens == 0 {
+        return at.field("max_tokens").refuse("must be 1 at least");
+    }
+    Ok(TokenBucket { max_tokens: b.max_tokens, tokens_per_fill: u32_or(b.tokens_per_fill, 1), fill_interval })
 }
 
 pub fn ip(at: &At<'_>, text: &str) -> Result<IpAddr> {
