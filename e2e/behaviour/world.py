@@ -63,7 +63,8 @@ class World:
             self.network.address(ip)
         self.network.address(EXTERNAL[1])
         for name, (ip, *_) in PROXIES.items():
-            self.pods[name] = self.network.pod(name, ip, captured=name in ("captured", "guarded"))
+            capturer = self.binary("mesh-proxy") if name in ("captured", "guarded") else None
+            self.pods[name] = self.network.pod(name, ip, capturer)
         self._things.append(names.Names(self.namespace, CONTROL_IP, manifests.looked_up()))
         self.resolvers = self.folder / "resolv.conf"
         self.resolvers.write_text(f"nameserver {CONTROL_IP}\noptions ndots:1 timeout:2 attempts:1\n")

@@ -20,6 +20,7 @@ def main():
     arguments = parser.parse_args()
     harness.BIN = arguments.bin_dir.resolve()
 
+    import capture  # noqa: F401
     import chance  # noqa: F401
     import chance_control  # noqa: F401
     import control_bytes  # noqa: F401

@@ -1,5 +1,6 @@
 //! The process: reads settings, starts threads, wires configuration to data path, ends in order. Alone sees everything.
 
+mod capture;
 mod dial;
 mod file;
 mod workload;
@@ -63,6 +64,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         None => settings.process.log_level,
         Some(Mode::Sidecar(w) | Mode::Gateway(w)) => w.process.log_level,
         Some(Mode::Agent(a)) => a.log_level,
+        Some(Mode::Capture(_)) => LogLevel::Info,
     };
     let set_level = start_logging(level);
     let result = match &settings.mode {
@@ -70,6 +72,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Mode::Sidecar(w)) => workload::run(w, false, set_level),
         Some(Mode::Gateway(w)) => workload::run(w, true, set_level),
         Some(Mode::Agent(a)) => workload::agent(a),
+        Some(Mode::Capture(c)) => match capture::run(c) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,7 @@
 //! The command line. Flags of the plain form are Envoy's.
 
+pub mod capture;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -72,6 +74,9 @@ pub enum Mode {
     Gateway(Box<Workload>),
     /// Gets a workload's certificate and serves it to a local Envoy by SDS
     Agent(Box<Agent>),
+    /// Redirection of a network namespace's traffic to the proxy
+    #[command(subcommand)]
+    Capture(capture::CaptureCommand),
 }
 
 /// Who a proxy is and where its control plane is.
