@@ -11,6 +11,7 @@ pub mod ca;
 mod chance_tests;
 pub mod hash;
 pub mod index;
+pub mod inject;
 pub mod jwks;
 pub mod metrics;
 pub mod settings;

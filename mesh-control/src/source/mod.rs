@@ -9,5 +9,5 @@ pub mod ingress;
 mod kept;
 pub mod manifest;
 pub mod object;
-mod position;
+pub(crate) mod position;
 pub mod watch;
