@@ -3,6 +3,8 @@
 //! What was added is listed in the annotation `sidecar.istio.io/status`, so that a second injection begins where the first
 //! did, and taking it back leaves what the user wrote.
 
+use std::collections::BTreeMap;
+
 use mesh_api::labels::{self, Labels};
 use mesh_api::meshconfig::MeshConfig;
 
@@ -203,33 +205,47 @@ fn dns_remark(metadata: &Labels) -> Option<annotations::Remark> {
 }
 
 /// What the user wrote of containers that are injected, to come on top of them.
-struct Own {
-    proxy: Option<Node>,
-    init: Option<Node>,
+struct Own(Vec<OwnContainer>);
+
+struct OwnContainer {
+    list: &'static str,
+    /// Where in the list it was, and comes back to.
+    index: usize,
+    container: Node,
 }
 
 impl Own {
     fn of(pod: &Node) -> Self {
-        let find = |name: &str| {
-            let lists = ["containers", "initContainers"].into_iter();
-            lists
-                .flat_map(|list| pod.get("spec").map_or(&[][..], |s| s.items(list)))
-                .find(|c| c.name() == name)
-                .cloned()
-        };
-        Self { proxy: find(PROXY), init: find(INIT) }
+        let mut found = Vec::new();
+        for list in ["containers", "initContainers"] {
+            let containers = pod.get("spec").map_or(&[][..], |s| s.items(list)).iter().enumerate();
+            let named = containers.filter(|(_, c)| [PROXY, INIT].contains(&c.name()));
+            found.extend(named.map(|(index, c)| OwnContainer { list, index, container: c.clone() }));
+        }
+        Self(found)
+    }
+
+    fn get(&self, name: &str) -> Option<&Node> {
+        self.0.iter().map(|o| &o.container).find(|c| c.name() == name)
     }
 
     /// The user the proxy is to run as; root would escape its own redirection.
     fn user(&self) -> Option<u64> {
-        self.proxy.as_ref()?.at(&["securityContext", "runAsUser"])?.as_u64().filter(|uid| *uid != 0)
+        self.get(PROXY)?.at(&["securityContext", "runAsUser"])?.as_u64().filter(|uid| *uid != 0)
     }
 
-    /// To be kept, so that it is found again.
+    /// To be kept, so that it is found again: Istio's form.
     fn kept(&self) -> Option<String> {
-        let list = |c: &Option<Node>| c.clone().map(|c| vec![c]);
-        let all = Node::map([("containers", list(&self.proxy).into()), ("initContainers", list(&self.init).into())]);
-        all.as_map().filter(|m| !m.is_empty()).and_then(|m| serde_json::to_string(m).ok())
+        let of = |list: &str| {
+            let all: Vec<Node> = self.0.iter().filter(|o| o.list == list).map(|o| o.container.clone()).collect();
+            if all.is_empty() { Node::Null } else { Node::List(all) }
+        };
+        let all = Node::map([("containers", of("containers")), ("initContainers", of("initContainers"))]);
+        if self.0.is_empty() { None } else { serde_json::to_string(&all).ok() }
+    }
+
+    fn positions(&self) -> BTreeMap<String, usize> {
+        self.0.iter().map(|o| (o.container.name().to_owned(), o.index)).collect()
     }
 }
 
@@ -241,12 +257,12 @@ fn add(
     merge_metrics: bool,
     remarks: &mut Vec<annotations::Remark>,
 ) -> Result<(), PodError> {
-    let over = |template: Node, own: &Option<Node>| match own {
+    let over = |template: Node, name: &str| match own.get(name) {
         Some(own) => overlay(template, own),
         None => template,
     };
-    let init = render.init_container().map(|c| over(c, &own.init));
-    let mut proxy = over(render.proxy_container(), &own.proxy);
+    let init = render.init_container().map(|c| over(c, INIT));
+    let mut proxy = over(render.proxy_container(), PROXY);
     let volumes = render.volumes();
     let pull_secrets = &render.values.global.image_pull_secrets;
     let not_a_list = |field: &str| wrong(format!("spec.{field}"), "is not a list");
@@ -266,6 +282,7 @@ fn add(
         init_containers: init.iter().map(|c| c.name().to_owned()).collect(),
         volumes: volumes.iter().map(|v| v.name().to_owned()).collect(),
         revision: render.values.revision().to_owned(),
+        own_positions: own.positions(),
         ..Status::default()
     };
     let place = if render.native { &mut status.init_containers } else { &mut status.containers };
@@ -393,7 +410,7 @@ fn describe(
     Ok(())
 }
 
-/// What injection added, by name: the content of [`STATUS`], Istio's with labels and annotations beside.
+/// What injection added, by name: the content of [`STATUS`], Istio's with more beside.
 #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Status {
@@ -410,6 +427,9 @@ struct Status {
     #[serde(deserialize_with = "null_as_none")]
     annotations: Vec<String>,
     revision: String,
+    /// Where in their lists the user's own containers of these names were.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    own_positions: BTreeMap<String, usize>,
 }
 
 /// Istio writes `null` for an empty list.
@@ -441,16 +461,15 @@ pub fn strip(pod: &mut Node) -> bool {
             ("imagePullSecrets", &status.image_pull_secrets),
         ];
         for (list, names) in lists {
-            remove_named(spec, list, names, overrides.as_ref().map_or(&[], |o| o.items(list)));
+            remove_named(spec, list, names);
         }
-        // A container of the user's that went to another list comes back to its own.
         for list in ["containers", "initContainers"] {
-            let own = overrides.as_ref().map_or(&[][..], |o| o.items(list));
-            for container in own {
+            for container in overrides.as_ref().map_or(&[][..], |o| o.items(list)) {
                 if let Some(items) =
                     spec.list_at(list).filter(|items| items.iter().all(|c| c.name() != container.name()))
                 {
-                    items.push(container.clone());
+                    let at = status.own_positions.get(container.name()).copied().unwrap_or(items.len());
+                    items.insert(at.min(items.len()), container.clone());
                 }
             }
         }
@@ -483,20 +502,12 @@ fn variables_of_proxy(pod: &Node) -> Map {
     env.filter_map(|v| Some((v.name().to_owned(), v.get("value")?.clone()))).collect()
 }
 
-/// Removes items by name, puts the user's own in the place of theirs, and an emptied list away.
-fn remove_named(spec: &mut Node, list: &str, names: &[String], own: &[Node]) {
+/// Removes items by name, and a list that gets empty.
+fn remove_named(spec: &mut Node, list: &str, names: &[String]) {
     let Some(Node::List(items)) = spec.get_mut(list) else { return };
-    if names.is_empty() {
-        return;
-    }
-    let before = std::mem::take(items);
-    items.extend(before.into_iter().filter_map(|item| {
-        if !names.iter().any(|n| n == item.name()) {
-            return Some(item);
-        }
-        own.iter().find(|c| c.name() == item.name()).cloned()
-    }));
-    if items.is_empty() {
+    let before = items.len();
+    items.retain(|item| !names.iter().any(|n| n == item.name()));
+    if items.is_empty() && before > 0 {
         spec.remove(list);
     }
 }
