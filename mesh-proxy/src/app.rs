@@ -3,6 +3,7 @@
 mod capture;
 mod dial;
 mod file;
+mod wait;
 mod workload;
 
 use std::ffi::OsString;
@@ -21,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::reload;
 
-use crate::admin::{self, Drain, Handles, Logging, Pages};
+use crate::admin::{self, AppProbes, Drain, Handles, Logging, Pages};
 use crate::config::apply::{Configurator, Event};
 use crate::config::snapshot::Node;
 use crate::config::{Services, SharedConfig};
@@ -64,7 +65,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         None => settings.process.log_level,
         Some(Mode::Sidecar(w) | Mode::Gateway(w)) => w.process.log_level,
         Some(Mode::Agent(a)) => a.log_level,
-        Some(Mode::Capture(_)) => LogLevel::Info,
+        Some(Mode::Capture(_) | Mode::Wait(_)) => LogLevel::Info,
     };
     let set_level = start_logging(level);
     let result = match &settings.mode {
@@ -72,6 +73,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Mode::Sidecar(w)) => workload::run(w, false, set_level),
         Some(Mode::Gateway(w)) => workload::run(w, true, set_level),
         Some(Mode::Agent(a)) => workload::agent(a),
+        Some(Mode::Wait(w)) => wait::run(w),
         Some(Mode::Capture(c)) => match capture::run(c) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,
@@ -160,6 +162,7 @@ impl Parts {
         self,
         readiness: Arc<Readiness>,
         places: Vec<(SocketAddr, Pages)>,
+        probes: Option<AppProbes>,
         client: Option<Client>,
         set_level: SetLevel,
         drain_time: Duration,
@@ -173,6 +176,7 @@ impl Parts {
             readiness: readiness.clone(),
             log: set_level,
             drain,
+            probes,
             started: SystemTime::now(),
             concurrency,
         });
