@@ -36,21 +36,20 @@ fn unparsable(problem: Problem) -> Failure {
 }
 
 fn settings(args: &InjectArgs) -> Result<Settings, Failure> {
-    let given = |path: &Option<PathBuf>| path.as_deref().map(read).transpose();
-    let at = |path: &Option<PathBuf>, why: &str| {
-        let place = path.as_deref().unwrap_or(Path::new("--set")).display().to_string();
-        Failure::new(exit::UNPARSABLE, format!("{place}: {why}"))
-    };
-    let values = given(&args.values_file)?.unwrap_or_default();
-    let mut values = Values::read(&values, &args.set).map_err(|why| at(&args.values_file, &why))?;
+    let values = args.values_file.as_deref().map(read).transpose()?.unwrap_or_default();
+    let mut values = Values::read(&values, &args.set).map_err(|why| {
+        let place = args.values_file.as_deref().unwrap_or(Path::new("values"));
+        Failure::new(exit::UNPARSABLE, format!("{}: {why}", place.display()))
+    })?;
     if let Some(revision) = &args.revision {
         values.revision.clone_from(revision);
     }
-    let mesh = match given(&args.mesh_config_file)? {
-        Some(text) if !text.trim().is_empty() => {
-            mesh_api::yaml::from_str(&text).map_err(|e| at(&args.mesh_config_file, &e.to_string()))?
+    let mesh = match &args.mesh_config_file {
+        Some(path) => {
+            let text = read(path)?;
+            manifest::mesh_config(File { path, text: &text, namespace: "" }).map_err(unparsable)?
         }
-        _ => Default::default(),
+        None => Default::default(),
     };
     Ok(Settings { native_sidecars: values.native_sidecars(), values, mesh, proxy_configs: vec![] })
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use mesh_api::crd::networking::ProxyConfig;
 use mesh_api::labels::Labels;
+use mesh_api::meshconfig::MeshConfig;
 
 use super::node::Node;
 use super::pod::{self, Outcome, Place, PodError, Settings};
@@ -13,6 +14,7 @@ use super::proxy_config::ProxyConfigObject;
 use super::template::Owner;
 use crate::source::manifest::documents;
 use crate::source::position::Locator;
+use crate::validate::decode_mesh_config as decode;
 
 /// Where in an object of this kind the pod is; `None`: it has none.
 fn pod_path(api_version: &str, kind: &str) -> Option<&'static [&'static str]> {
@@ -113,6 +115,20 @@ pub fn surroundings(file: File<'_>) -> Result<Surroundings, Problem> {
         }
     }
     Ok(out)
+}
+
+/// Reads mesh-wide settings.
+///
+/// # Errors
+/// Which field is wrong or not known.
+pub fn mesh_config(file: File<'_>) -> Result<MeshConfig, Problem> {
+    let at = Position { file, text: file.text, lines_before: 0 };
+    let problem = |field: &str, message: String| at.problem(&Head::default(), "", field, message);
+    let decoded = decode(file.text).map_err(|(field, message)| problem(&field, message))?;
+    match decoded.unknown() {
+        Some(field) => Err(problem(field, "is not a field of MeshConfig".to_owned())),
+        None => Ok(decoded.mesh),
+    }
 }
 
 /// Injects into every pod of a file that is to be.
