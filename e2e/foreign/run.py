@@ -31,6 +31,7 @@ def main():
     import http2_bytes  # noqa: F401
     import http2_upstreams  # noqa: F401
     import http_filters  # noqa: F401
+    import injected  # noqa: F401
     import limits  # noqa: F401
     import name_tables  # noqa: F401
     import proxy_load  # noqa: F401
