@@ -124,6 +124,12 @@ pub fn inject(pod: &mut Node, place: Place<'_>, settings: &Settings) -> Result<O
     };
     let merge_metrics = settings.mesh.enable_prometheus_merge != Some(false);
     add(pod, &render, &own, merge_metrics, &mut remarks)?;
+    if !render.native && !gateway && ["Job", "CronJob"].contains(&place.owner.kind.as_str()) {
+        remarks.push(annotations::Remark {
+            name: "sidecar.istio.io/nativeSidecar".to_owned(),
+            message: "is not in force: the sidecar goes on when the work is done, so the job does not end".to_owned(),
+        });
+    }
     Ok(Outcome::Injected(remarks))
 }
 

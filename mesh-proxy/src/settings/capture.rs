@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
@@ -94,13 +95,13 @@ pub struct RuleArgs {
     #[arg(long, default_value = "", value_parser = list::<u32>)]
     pub exclude_gid: Words<u32>,
     /// Send DNS for the nameservers of /etc/resolv.conf to port 15053
-    #[arg(long, env = "ISTIO_META_DNS_CAPTURE")]
+    #[arg(long, env = "ISTIO_META_DNS_CAPTURE", value_parser = FalseyValueParser::new())]
     pub redirect_dns: bool,
     /// With --redirect-dns: send all DNS there
     #[arg(long)]
     pub capture_all_dns: bool,
     /// Drop packets of no known connection
-    #[arg(long, env = "INVALID_DROP")]
+    #[arg(long, env = "INVALID_DROP", value_parser = FalseyValueParser::new())]
     pub drop_invalid: bool,
     /// Whether to capture IPv6
     #[arg(long, value_enum, default_value = "auto")]
