@@ -1,6 +1,6 @@
-"""Network namespaces: pods with addresses of their own on one bridge, and redirection as Istio's init container sets it.
+"""Network namespaces: pods with addresses of their own on one bridge, and redirection as the init container sets it.
 
-Needs root, `ip` and `iptables`. Knows nothing of proxies or cases.
+Needs root, `ip` and `nft`. Knows nothing of proxies or cases.
 """
 
 import contextlib
@@ -88,9 +88,9 @@ class Network:
         """One more address of the root namespace."""
         self.root.do("ip", "addr", "add", f"{ip}/16", "dev", "br0")
 
-    def pod(self, name, ip, captured=False, resolver=None):
-        """A namespace with one address, with everything redirected to its proxy if it is captured, and what is asked of
-        the resolver as well if there is one."""
+    def pod(self, name, ip, capturer=None, dns=False):
+        """A namespace with one address; everything is redirected to its proxy by the binary `capturer`, if there is one, and with
+        `dns` what is asked of resolvers as well."""
         pod = Namespace(f"{self.name}-{name}")
         self._pods.append(pod)
         link = f"v{len(self._pods)}"
@@ -99,8 +99,8 @@ class Network:
         pod.do("ip", "addr", "add", f"{ip}/16", "dev", "eth0")
         pod.do("ip", "link", "set", "eth0", "up")
         pod.do("ip", "route", "add", "default", "via", self.gateway)
-        if captured:
-            capture(pod, resolver)
+        if capturer:
+            capture(pod, capturer, dns)
         return pod
 
     def close(self):
@@ -109,30 +109,7 @@ class Network:
         self.root.close()
 
 
-def capture(pod, resolver=None):
-    """The rules of Istio's init container: all TCP in to 15006, all TCP out to 15001, but for the proxy itself; questions to
-    the resolver to 15053."""
-    dns = [
-        f"-A ISTIO_OUTPUT -p tcp --dport 53 -m owner --uid-owner {PROXY_ID} -j RETURN",
-        f"-A ISTIO_OUTPUT -p tcp --dport 53 -d {resolver}/32 -j REDIRECT --to-ports 15053",
-        f"-A OUTPUT -p udp --dport 53 -m owner --uid-owner {PROXY_ID} -j RETURN",
-        f"-A OUTPUT -p udp --dport 53 -d {resolver}/32 -j REDIRECT --to-ports 15053",
-    ]
-    rules = [
-        "-N ISTIO_INBOUND", "-N ISTIO_OUTPUT", "-N ISTIO_REDIRECT", "-N ISTIO_IN_REDIRECT",
-        "-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001",
-        "-A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006",
-        "-A PREROUTING -p tcp -j ISTIO_INBOUND",
-        "-A ISTIO_INBOUND -p tcp -m multiport --dports 15008,15020,15021,15090 -j RETURN",
-        "-A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT",
-        "-A OUTPUT -p tcp -j ISTIO_OUTPUT",
-        *(dns if resolver else []),
-        "-A ISTIO_OUTPUT -o lo -s 127.0.0.6/32 -j RETURN",
-        f"-A ISTIO_OUTPUT -o lo ! -d 127.0.0.1/32 -p tcp ! --dport 15008 -m owner --uid-owner {PROXY_ID} -j ISTIO_IN_REDIRECT",
-        f"-A ISTIO_OUTPUT -o lo -m owner ! --uid-owner {PROXY_ID} -j RETURN",
-        f"-A ISTIO_OUTPUT -m owner --uid-owner {PROXY_ID} -j RETURN",
-        "-A ISTIO_OUTPUT -d 127.0.0.1/32 -j RETURN",
-        "-A ISTIO_OUTPUT -j ISTIO_REDIRECT",
-    ]
-    for rule in rules:
-        pod.do("iptables", "-t", "nat", *rule.split())
+def capture(pod, proxy, dns=False):
+    """Redirects as the init container does, by the binary `proxy`."""
+    more = ("--redirect-dns", "--capture-all-dns") if dns else ()
+    pod.do(proxy, "capture", "apply", "--proxy-uid", PROXY_ID, "--run-validation", *more)

@@ -64,8 +64,8 @@ class World:
             self.network.address(ip)
         self.network.address(EXTERNAL[1])
         for name in self.names:
-            resolver = CONTROL_IP if name == "resolved" else None
-            self.pods[name] = self.network.pod(name, PROXIES[name][0], name in ("captured", "guarded", "resolved"), resolver)
+            capturer = self.binary("mesh-proxy") if name in ("captured", "guarded", "resolved") else None
+            self.pods[name] = self.network.pod(name, PROXIES[name][0], capturer, name == "resolved")
         self._things.append(names.Names(self.namespace, CONTROL_IP, manifests.looked_up()))
         self.resolvers = self.folder / "resolv.conf"
         self.resolvers.write_text(f"nameserver {CONTROL_IP}\noptions ndots:1 timeout:2 attempts:1\n")

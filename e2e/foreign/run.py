@@ -20,6 +20,7 @@ def main():
     arguments = parser.parse_args()
     harness.BIN = arguments.bin_dir.resolve()
 
+    import capture  # noqa: F401
     import chance  # noqa: F401
     import chance_control  # noqa: F401
     import connection_limits  # noqa: F401
@@ -35,6 +36,7 @@ def main():
     import http2_bytes  # noqa: F401
     import http2_upstreams  # noqa: F401
     import http_filters  # noqa: F401
+    import injected  # noqa: F401
     import limits  # noqa: F401
     import name_tables  # noqa: F401
     import proxy_load  # noqa: F401

@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
+use crate::interop::prerequisites;
 use crate::python::{binaries, environment, folder};
 
 /// What to run.
@@ -24,6 +25,7 @@ pub struct Options {
 /// # Errors
 /// When they cannot be run at all.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    prerequisites()?;
     let binaries = binaries()?;
     let mut command = Command::new(environment(&binaries)?);
     command.arg("-B").arg(folder("foreign/run.py")).arg(&binaries).args(["--jobs", &options.jobs.to_string()]);

@@ -13,8 +13,13 @@ use anyhow::{Context, Result, bail};
 use crate::python::{binaries, environment, folder};
 
 /// Programs of the system, and the Debian packages that hold them.
-const TOOLS: [(&str, &str); 4] =
-    [("ip", "iproute2"), ("iptables", "iptables"), ("nsenter", "util-linux"), ("setpriv", "util-linux")];
+const TOOLS: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("iptables", "iptables"),
+    ("nsenter", "util-linux"),
+    ("setpriv", "util-linux"),
+];
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -58,7 +63,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn prerequisites() -> Result<()> {
+pub(crate) fn prerequisites() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the cases make network namespaces and redirect traffic in them: run this as root");
     }

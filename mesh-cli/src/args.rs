@@ -28,6 +28,11 @@ pub enum Command {
     Validate(ValidateArgs),
     /// Find what is wrong, unreachable or in conflict in manifests, with Istio's codes and what to do
     Analyze(AnalyzeArgs),
+    /// Put a sidecar into the pods of manifests, as the control plane does when pods are created
+    #[command(visible_alias = "kube-inject")]
+    Inject(InjectArgs),
+    /// Take sidecars out of manifests again
+    Uninject(UninjectArgs),
     /// Versions of this program and of the control plane
     Version(VersionArgs),
     /// Print a completion script for a shell
@@ -216,6 +221,46 @@ pub struct AnalyzeArgs {
     /// Output format
     #[arg(short, long, value_enum, default_value = "log")]
     pub output: ReportFormat,
+}
+
+/// `inject`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct InjectArgs {
+    #[command(flatten)]
+    pub files: ManifestArgs,
+    /// File with the mesh's settings (MeshConfig)
+    #[arg(long = "meshConfigFile", alias = "mesh-config-file", value_name = "FILE")]
+    pub mesh_config_file: Option<PathBuf>,
+    /// File with values, as for installation
+    #[arg(long = "valuesFile", alias = "values-file", value_name = "FILE")]
+    pub values_file: Option<PathBuf>,
+    /// One value: PATH=VALUE, e.g. global.hub=registry/mesh; several
+    #[arg(long, value_name = "PATH=VALUE")]
+    pub set: Vec<String>,
+    /// Revision of the control plane
+    #[arg(short, long)]
+    pub revision: Option<String>,
+}
+
+/// `uninject`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct UninjectArgs {
+    #[command(flatten)]
+    pub files: ManifestArgs,
+}
+
+/// Manifests to be changed.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ManifestArgs {
+    /// Files or folders with manifests; `-` is standard input
+    #[arg(short, long, required = true)]
+    pub filename: Vec<PathBuf>,
+    /// File to write to [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Namespace of objects that name none
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
 }
 
 /// Level of findings.

@@ -40,6 +40,8 @@ fn main() -> ExitCode {
         Command::ProxyConfig(a) => cmd::proxy_config::run(&a),
         Command::Validate(a) => cmd::validate::run(&a),
         Command::Analyze(a) => cmd::analyze::run(&a),
+        Command::Inject(a) => cmd::inject::inject(&a),
+        Command::Uninject(a) => cmd::inject::uninject(&a),
         Command::Version(a) => cmd::version::run(&a),
         Command::Completion(a) => cmd::completion::run(&a),
     };

@@ -13,6 +13,7 @@ mod chance_tests;
 mod field_tests;
 pub mod hash;
 pub mod index;
+pub mod inject;
 pub mod jwks;
 pub mod metrics;
 pub mod settings;

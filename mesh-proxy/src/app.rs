@@ -1,7 +1,9 @@
 //! The process: reads settings, starts threads, wires configuration to data path, ends in order. Alone sees everything.
 
+mod capture;
 mod dial;
 mod file;
+mod wait;
 mod workload;
 
 use std::ffi::OsString;
@@ -20,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::reload;
 
-use crate::admin::{self, Drain, Handles, Logging, Pages};
+use crate::admin::{self, AppProbes, Drain, Handles, Logging, Pages};
 use crate::config::apply::{Configurator, Event};
 use crate::config::snapshot::Node;
 use crate::config::{Services, SharedConfig};
@@ -64,6 +66,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         None => settings.process.log_level,
         Some(Mode::Sidecar(w) | Mode::Gateway(w)) => w.process.log_level,
         Some(Mode::Agent(a)) => a.log_level,
+        Some(Mode::Capture(_) | Mode::Wait(_)) => LogLevel::Info,
     };
     let set_level = start_logging(level);
     let result = match &settings.mode {
@@ -71,6 +74,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Mode::Sidecar(w)) => workload::run(w, false, set_level),
         Some(Mode::Gateway(w)) => workload::run(w, true, set_level),
         Some(Mode::Agent(a)) => workload::agent(a),
+        Some(Mode::Wait(w)) => wait::run(w),
+        Some(Mode::Capture(c)) => match capture::run(c) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -156,6 +165,7 @@ impl Parts {
         self,
         readiness: Arc<Readiness>,
         places: Vec<(SocketAddr, Pages)>,
+        probes: Option<AppProbes>,
         client: Option<Client>,
         set_level: SetLevel,
         drain_time: Duration,
@@ -170,6 +180,7 @@ impl Parts {
             readiness: readiness.clone(),
             log: set_level,
             drain,
+            probes,
             started: SystemTime::now(),
             concurrency,
         });

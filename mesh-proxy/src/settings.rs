@@ -1,5 +1,7 @@
 //! The command line. Flags of the plain form are Envoy's.
 
+pub mod capture;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -72,6 +74,11 @@ pub enum Mode {
     Gateway(Box<Workload>),
     /// Gets a workload's certificate and serves it to a local Envoy by SDS
     Agent(Box<Agent>),
+    /// Waits until the proxy of this pod is ready
+    Wait(Wait),
+    /// Redirection of a network namespace's traffic to the proxy
+    #[command(subcommand)]
+    Capture(capture::CaptureCommand),
 }
 
 /// Who a proxy is and where its control plane is.
@@ -124,6 +131,9 @@ pub struct Workload {
     /// Port of the proxy's metrics; 0: none
     #[arg(long, env = "ENVOY_PROMETHEUS_PORT", default_value_t = 15090)]
     pub metrics_port: u16,
+    /// Probes of the application to be asked in the kubelet's place, as injection writes them
+    #[arg(long, env = "ISTIO_KUBE_APP_PROBERS", hide = true)]
+    pub app_probers: Option<String>,
     #[command(flatten)]
     pub dns: Dns,
     #[command(flatten)]
@@ -214,6 +224,17 @@ pub struct Agent {
     /// Log level
     #[arg(short = 'l', long, value_enum, default_value = "info")]
     pub log_level: LogLevel,
+}
+
+/// `wait`.
+#[derive(Debug, Clone, Args)]
+pub struct Wait {
+    /// Port where readiness is asked for, on this machine
+    #[arg(long, env = "ENVOY_STATUS_PORT", default_value_t = 15021)]
+    pub status_port: u16,
+    /// How long to wait
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub timeout: Duration,
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

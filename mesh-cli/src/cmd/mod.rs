@@ -2,6 +2,7 @@
 
 pub mod analyze;
 pub mod completion;
+pub mod inject;
 pub mod proxy_config;
 pub mod proxy_status;
 pub mod validate;

@@ -31,6 +31,16 @@ pub fn run(args: &ValidateArgs) -> Outcome {
 
 /// Everything in the files and folders named.
 pub fn bundle(paths: &[PathBuf]) -> Result<Bundle, Failure> {
+    let mut bundle = Bundle::default();
+    for file in files(paths) {
+        let text = read(&file)?;
+        bundle.add(&file, text);
+    }
+    Ok(bundle)
+}
+
+/// Manifests of the files and folders named.
+pub fn files(paths: &[PathBuf]) -> BTreeSet<PathBuf> {
     let mut files = BTreeSet::new();
     for path in paths {
         if path.is_dir() {
@@ -39,15 +49,11 @@ pub fn bundle(paths: &[PathBuf]) -> Result<Bundle, Failure> {
             files.insert(path.clone());
         }
     }
-    let mut bundle = Bundle::default();
-    for file in files {
-        let text = read(&file)?;
-        bundle.add(&file, text);
-    }
-    Ok(bundle)
+    files
 }
 
-fn read(file: &Path) -> Result<String, Failure> {
+/// Text of a file; `-` is standard input.
+pub fn read(file: &Path) -> Result<String, Failure> {
     let fail = |e: std::io::Error| Failure::new(exit::UNPARSABLE, format!("{} cannot be read: {e}", file.display()));
     if file == Path::new("-") {
         let mut text = String::new();

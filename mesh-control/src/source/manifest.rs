@@ -52,12 +52,13 @@ pub fn read(path: &Path, text: &str) -> Vec<Reading> {
 }
 
 /// A document of a file with the number of lines before it.
-struct Document<'a> {
-    text: &'a str,
-    lines_before: u32,
+pub(crate) struct Document<'a> {
+    pub text: &'a str,
+    pub lines_before: u32,
 }
 
-fn documents<'a>(path: &Path, text: &'a str) -> Vec<Document<'a>> {
+/// The documents of a file.
+pub(crate) fn documents<'a>(path: &Path, text: &'a str) -> Vec<Document<'a>> {
     if path.extension().is_some_and(|e| e == "json") {
         return vec![Document { text, lines_before: 0 }];
     }

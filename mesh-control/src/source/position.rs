@@ -32,21 +32,25 @@ impl<'a> Locator<'a> {
         let root = self.tree.get_or_init(|| serde_saphyr::from_str(self.text).ok()).as_ref()?;
         let mut node = root;
         let mut place = (root.referenced.line(), root.referenced.column());
-        for step in steps(path) {
-            match (&node.value, step) {
-                (Node::Map(members), Step::Key(key)) => {
+        let mut rest = path;
+        while !rest.is_empty() {
+            match &node.value {
+                Node::Map(members) => {
                     // Keys may hold dots (labels, header names): take the longest member that fits.
-                    let Some((name, child)) = members.iter().find(|(name, _)| name.value == key) else { break };
+                    let fits =
+                        |name: &str| rest.strip_prefix(name).filter(|r| r.is_empty() || r.starts_with(['.', '[']));
+                    let fitting = members.iter().filter_map(|(name, child)| Some((name, child, fits(&name.value)?)));
+                    let Some((name, child, after)) = fitting.max_by_key(|(name, ..)| name.value.len()) else { break };
                     place = (name.referenced.line(), name.referenced.column());
-                    node = child;
+                    (node, rest) = (child, after.strip_prefix('.').unwrap_or(after));
                 }
-                (Node::Seq(items), Step::Index(index)) => {
-                    let Some(child) = items.get(index) else { break };
+                Node::Seq(items) => {
+                    let Some((index, after)) = rest.strip_prefix('[').and_then(|r| r.split_once(']')) else { break };
+                    let Some(child) = index.parse().ok().and_then(|i: usize| items.get(i)) else { break };
                     place = (child.referenced.line(), child.referenced.column());
-                    node = child;
+                    (node, rest) = (child, after.strip_prefix('.').unwrap_or(after));
                 }
-                (Node::Scalar, _) => return Some(self.within_block(place, path).unwrap_or(self.in_file(place))),
-                _ => break,
+                Node::Scalar => return Some(self.within_block(place, path).unwrap_or(self.in_file(place))),
             }
         }
         Some(self.in_file(place))
@@ -90,20 +94,6 @@ impl<'a> Locator<'a> {
         }
         self.find(path).map(|(line, _)| line)
     }
-}
-
-enum Step<'p> {
-    Key(&'p str),
-    Index(usize),
-}
-
-fn steps(path: &str) -> impl Iterator<Item = Step<'_>> {
-    path.split('.').flat_map(|part| {
-        let (key, indexes) = part.split_once('[').map_or((part, ""), |(k, i)| (k, i));
-        let key = (!key.is_empty()).then_some(Step::Key(key));
-        let indexes = indexes.split('[').filter_map(|i| i.trim_end_matches(']').parse().ok()).map(Step::Index);
-        key.into_iter().chain(indexes)
-    })
 }
 
 impl<'de> Deserialize<'de> for Node {
@@ -169,5 +159,8 @@ mod tests {
         assert_eq!(locator.find("spec.http[0].timeout").map(|p| p.0), Some(14));
         assert_eq!(locator.find("kind"), Some((11, 1)));
         assert_eq!(Locator::new("\n# c\nkind: A\n", 0).line(""), Some(3));
+        let dotted = Locator::new("labels:\n  a: 1\n  a.b: 2\n  a.b/c: [x,\n y]\n", 0);
+        let lines = ["labels.a", "labels.a.b", "labels.a.b/c", "labels.a.b/c[1]", "labels.a.x"].map(|p| dotted.line(p));
+        assert_eq!(lines, [2, 3, 4, 5, 2].map(Some));
     }
 }

@@ -50,6 +50,13 @@ pub struct Decoded {
     raw: Value,
 }
 
+impl Decoded {
+    /// The first field that is not known.
+    pub fn unknown(&self) -> Option<&str> {
+        self.unknown.first().map(String::as_str)
+    }
+}
+
 /// Decodes MeshConfig.
 ///
 /// # Errors

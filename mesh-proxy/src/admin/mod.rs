@@ -1,6 +1,7 @@
 //! Admin, status and metrics servers: small HTTP/1.1 servers on the control thread that only read what others own
 //! (but for the log level and draining). Knows Envoy's paths and shapes.
 
+mod app_probes;
 mod certs;
 mod clusters;
 mod config_dump;
@@ -24,6 +25,7 @@ use crate::readiness::Readiness;
 use crate::telemetry::ProxyTelemetry;
 use crate::xds::store::SharedStore;
 
+pub use app_probes::AppProbes;
 pub use logging::Logging;
 pub use server::listen;
 
@@ -43,6 +45,8 @@ pub struct Handles {
     pub log: Arc<Logging>,
     /// Stops taking new connections.
     pub drain: Arc<dyn Fn(Drain) + Send + Sync>,
+    /// Probes of the application, where this is a sidecar.
+    pub probes: Option<AppProbes>,
     /// Start of the process.
     pub started: SystemTime,
     /// Worker threads.

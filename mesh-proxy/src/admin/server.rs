@@ -69,6 +69,11 @@ async fn serve<B>(handles: Arc<Handles>, pages: Pages, request: &Request<B>) -> 
         return answer(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET or POST\n");
     }
     let (method, uri) = (request.method().clone(), request.uri().clone());
+    if pages == Pages::Status
+        && let Some(probes) = handles.probes.as_ref().filter(|p| p.has(uri.path()))
+    {
+        return probes.ask(uri.path(), request.headers()).await;
+    }
     // Large dumps must not hold up xDS and certificates.
     let made = tokio::task::spawn_blocking(move || {
         page(&handles, pages, &method, uri.path(), uri.query().unwrap_or_default())

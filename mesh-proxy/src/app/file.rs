@@ -50,7 +50,7 @@ pub fn run(settings: &Settings, set_level: SetLevel) -> anyhow::Result<()> {
         None => Vec::<(SocketAddr, Pages)>::new(),
     };
     let drain = Duration::from_secs(settings.process.drain_time_s);
-    parts.run(readiness, places, client, set_level, drain)
+    parts.run(readiness, places, None, client, set_level, drain)
 }
 
 fn node(bootstrap: &Bootstrap, settings: &Settings) -> Node {

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use super::{Parts, SetLevel};
-use crate::admin::Pages;
+use crate::admin::{AppProbes, Pages};
 use crate::config::snapshot::Node;
 use crate::dns::Names;
 use crate::dns::forward::Upstreams;
@@ -54,6 +54,8 @@ pub fn run(w: &Workload, gateway: bool, set_level: SetLevel) -> anyhow::Result<(
         node.metadata.insert("ADMIN_ADDRESS".to_owned(), Value::String(admin.to_string()));
     }
     let secrets = SecretStore::with_local_identity();
+    let probes = w.app_probers.as_deref().map(|written| AppProbes::new(written, ip, &secrets)).transpose();
+    let probes = probes.context("the application's probes (ISTIO_KUBE_APP_PROBERS) cannot be read")?;
     let parts = Parts::start(&w.process, node, secrets.clone(), 0)?;
     let control = ControlPlane::new(&w.identity.control, &w.identity.root_cert, &secrets)?;
     let (status, certificate) = watch::channel(identity::Status::default());
@@ -88,7 +90,7 @@ pub fn run(w: &Workload, gateway: bool, set_level: SetLevel) -> anyhow::Result<(
             places.push((SocketAddr::new(open, port), Pages::Status));
         }
     }
-    parts.run(readiness, places, Some(client), set_level, Duration::from_secs(w.process.drain_time_s))
+    parts.run(readiness, places, probes, Some(client), set_level, Duration::from_secs(w.process.drain_time_s))
 }
 
 /// Port of resolvers: who takes it stands in the place of the system's.

@@ -2,6 +2,7 @@
 //! Knows no xDS, no HTTP.
 
 pub mod accept;
+pub mod capture;
 pub mod connection;
 pub mod inspect;
 pub mod io;

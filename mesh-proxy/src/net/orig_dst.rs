@@ -12,7 +12,11 @@ pub fn original_dst(stream: &TcpStream, transparent: bool) -> Option<SocketAddr>
     if transparent {
         return Some(canonical(local));
     }
-    let socket = SockRef::from(stream);
+    before_redirection(&SockRef::from(stream), local)
+}
+
+/// The destination before REDIRECT of an accepted socket with this local address; `None` when nothing redirected it.
+pub fn before_redirection(socket: &SockRef<'_>, local: SocketAddr) -> Option<SocketAddr> {
     // A connection over a dual-stack socket has IPv4 addresses in IPv6 clothes; conntrack knows it as IPv4.
     let found = if local.ip().to_canonical().is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
     let dst = canonical(found.ok()?.as_socket()?);

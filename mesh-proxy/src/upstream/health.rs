@@ -11,7 +11,7 @@ use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use hyper_util::rt::TokioIo;
 use mesh_api::model::{HealthCheck, HealthCheckKind, HttpVersionChoice, Name};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::Instant,
 };
 use tonic::transport::Channel;
@@ -240,7 +240,10 @@ async fn http1(mut io: UpstreamIo, host: &str, path: &str) -> Option<u16> {
     }
 }
 
-async fn channel(io: UpstreamIo) -> Option<Channel> {
+async fn channel<S>(io: S) -> Option<Channel>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let mut io = Some(TokioIo::new(io));
     let connector = tower::service_fn(move |_: http::Uri| {
         let io = io.take();
@@ -275,7 +278,18 @@ struct Response {
 
 const SERVING: i32 = 1;
 
-async fn grpc(io: UpstreamIo, host: &str, service: &str) -> Verdict {
+/// Whether a gRPC server says that it, or this service of it, serves.
+pub async fn serving<S>(io: S, host: &str, service: &str) -> bool
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    grpc(io, host, service).await == Verdict::Good
+}
+
+async fn grpc<S>(io: S, host: &str, service: &str) -> Verdict
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let Some(channel) = channel(io).await else { return Verdict::Unreachable };
     let Ok(origin) = http::Uri::builder().scheme("http").authority(host).path_and_query("/").build() else {
         return Verdict::Unreachable;

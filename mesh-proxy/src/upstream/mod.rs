@@ -27,5 +27,6 @@ pub use circuit::Priority;
 pub use cluster::Cluster;
 pub use endpoint::Endpoint;
 pub use error::{ErrorKind, PickError, UpstreamError};
+pub use health::serving;
 pub use names::Unresolved;
 pub use outlier::Outcome;

@@ -1,0 +1,20 @@
+//! Injection: a proxy into pods that ask for one, as Istio does it. Pure; the webhook and `meshctl inject` are callers.
+//!
+//! The way of a pod: `decision` (whether) -> `pod` (what was injected before goes, what belongs to it now comes), with
+//! `proxy_config` (settings of this proxy), `template` (containers and volumes) and `probes`. `manifest` finds pods in files.
+//! Knows no cluster and no clock.
+
+pub mod annotations;
+pub mod decision;
+pub mod manifest;
+pub mod node;
+pub mod pod;
+mod probes;
+pub mod proxy_config;
+mod template;
+pub mod values;
+
+pub use template::Owner;
+
+#[cfg(test)]
+mod tests;
