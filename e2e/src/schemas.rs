@@ -355,11 +355,11 @@ kind: ConfigMap
         let mut other = published[0].clone();
         other.version = "v9".to_owned();
         published.push(other.clone());
-        other.kind = "WasmPlugin".to_owned();
+        other.kind = "Unknown".to_owned();
         published.push(other);
         let expected = ["| networking.istio.io/v9 VirtualService |  | not served here |"];
         assert_eq!(found(&published, "/v9 VirtualService"), expected);
-        assert_eq!(found(&published, "WasmPlugin"), ["| networking.istio.io WasmPlugin |  | not served here |"]);
+        assert_eq!(found(&published, "Unknown"), ["| networking.istio.io Unknown |  | not served here |"]);
     }
 
     #[test]

@@ -102,7 +102,6 @@ pub fn inject(pod: &mut Node, place: Place<'_>, settings: &Settings) -> Result<O
     let root = settings.mesh.root_namespace();
     let proxy = proxy_config::merged(&settings.mesh.default_config, root, &settings.proxy_configs, workload)
         .map_err(|why| of_annotation(annotations::PROXY_CONFIG, why))?;
-    remarks.extend(dns_remark(&proxy.proxy_metadata));
     let own = Own::of(pod);
     let native = all.annotations.get("sidecar.istio.io/nativeSidecar").and_then(|t| truth(t));
     let hold = proxy.hold_application_until_proxy_starts;
@@ -199,15 +198,6 @@ fn template(all: &Texts) -> Result<bool, PodError> {
             Err(of_annotation(TEMPLATES, format!("{other:?} is not a template here: there are sidecar and gateway")))
         }
     }
-}
-
-fn dns_remark(metadata: &Labels) -> Option<annotations::Remark> {
-    let asked = metadata.get("ISTIO_META_DNS_CAPTURE").is_some_and(|t| truth(t) == Some(true));
-    asked.then(|| annotations::Remark {
-        name: annotations::PROXY_CONFIG.to_owned(),
-        message: "proxyMetadata.ISTIO_META_DNS_CAPTURE: mesh-proxy does not answer DNS yet, so it is not redirected"
-            .to_owned(),
-    })
 }
 
 /// What the user wrote of containers that are injected, to come on top of them.

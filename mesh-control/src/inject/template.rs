@@ -2,7 +2,7 @@
 
 use mesh_api::meshconfig::{MeshConfig, ProxySettings};
 
-use super::annotations::{INTERCEPTION_MODE, STATUS_PORT};
+use super::annotations::{INTERCEPTION_MODE, STATUS_PORT, truth};
 use super::node::{Map, Node};
 use super::values::Values;
 
@@ -191,6 +191,9 @@ impl Render<'_> {
         }
         if self.values.global.native_nftables {
             flag("--backend", "nft".to_owned());
+        }
+        if self.proxy.proxy_metadata.get("ISTIO_META_DNS_CAPTURE").is_some_and(|t| truth(t) == Some(true)) {
+            words.push("--redirect-dns".to_owned());
         }
         words.push("--run-validation".to_owned());
         words
