@@ -84,6 +84,17 @@ impl Allocation {
     }
 }
 
+/// Whether two forms of a ServiceEntry claim the same addresses for the same hosts, with the same right.
+pub fn claims_alike(old: Option<&Object>, new: Option<&Object>) -> bool {
+    let (Some(old), Some(new)) = (old, new) else { return false };
+    let (Spec::ServiceEntry(a), Spec::ServiceEntry(b)) = (&old.spec, &new.spec) else { return false };
+    old.meta.creation == new.meta.creation
+        && old.meta.labels.get(ENABLED) == new.meta.labels.get(ENABLED)
+        && a.resolution == b.resolution
+        && a.hosts == b.hosts
+        && a.addresses == b.addresses
+}
+
 /// Whether hosts of an object without an address get one: not where clients' own addresses count, nor where the object
 /// says no.
 pub fn applies(entry: &networking::ServiceEntry, labels: &Labels) -> bool {

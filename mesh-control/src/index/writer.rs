@@ -13,7 +13,7 @@ use mesh_api::{labels::Labels, meshconfig::MeshConfig, model::Name};
 
 use super::{
     ChangeSet, EndpointFacts, Index, Options, Service, ServiceEndpoints, ServiceEntry, ServiceKey, Stamp, Stamped,
-    VirtualServiceEntry, Workload,
+    VirtualServiceEntry, Workload, allocation,
     change::Since,
     endpoint::{self, Shard, ShardKey},
     ingress::{self, Translated},
@@ -45,6 +45,8 @@ struct Dirty {
     rules: BTreeSet<Name>,
     virtual_services: bool,
     mesh: bool,
+    /// Who has which address of those that the mesh makes up.
+    allocation: bool,
     kinds: BTreeSet<Kind>,
 }
 
@@ -75,7 +77,7 @@ impl IndexWriter {
             self.read_mesh(&mut dirty, &mut out);
         }
         self.settle_addresses(&mut dirty, &mut out);
-        if dirty.kinds.contains(&Kind::ServiceEntry) {
+        if dirty.allocation {
             self.allocate(&mut dirty);
         }
         let declared = std::mem::take(&mut dirty.services);
@@ -132,8 +134,13 @@ impl IndexWriter {
         }
         match key.kind {
             Kind::Pod | Kind::EndpointSlice | Kind::WorkloadEntry => {}
-            Kind::Service | Kind::ServiceEntry => {
+            Kind::Service => {
                 dirty.kinds.insert(key.kind);
+            }
+            Kind::ServiceEntry => {
+                dirty.kinds.insert(key.kind);
+                // Endpoints come and go often, and with that nobody's address does.
+                dirty.allocation |= !allocation::claims_alike(old.as_deref(), new.as_deref());
             }
             Kind::ConfigMap if is_mesh_config(&key) => {
                 dirty.kinds.insert(key.kind);
