@@ -133,7 +133,7 @@ impl ChainEnv<'_> {
             if let Some(word) = client_cert_word(&headers.forwarded_client_cert) {
                 out.forward_client_cert = word;
             }
-            out.client_cert_details = proxy_headers::client_cert_details(headers, out.client_cert_details.clone());
+            out.client_cert_details = proxy_headers::client_cert_details(headers, out.client_cert_details);
         }
     }
 
@@ -202,7 +202,7 @@ impl ChainEnv<'_> {
         }
         let headers = proxy_headers::of(self.settings, self.mesh);
         let silent = proxy_headers::off(headers.and_then(|h| h.envoy_debug_headers.as_ref()));
-        let router = RouterFilter { suppress_envoy_headers: silent, ..RouterFilter::default() };
+        let router = RouterFilter { suppress_envoy_headers: silent };
         out.push(named(names::ROUTER, HttpFilterKind::Router(router)));
         out
     }
