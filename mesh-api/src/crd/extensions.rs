@@ -121,7 +121,7 @@ pub struct WasmModule {
 
 /// A script.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct LuaScript {
     /// `inlineCode`.
     pub inline_code: String,
@@ -248,15 +248,15 @@ pub struct VmConfig {
 
 /// A variable of the environment.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct EnvVar {
     /// `name`.
     pub name: String,
     /// `valueFrom`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_from: Option<ValueFrom>,
     /// `value`.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub value: String,
 }
 
