@@ -80,7 +80,8 @@ class Network:
         self.name, self.gateway = name, gateway
         self.root = Namespace(f"{name}-root")
         self._pods = []
-        self.root.do("ip", "link", "add", "br0", "type", "bridge")
+        # With an address of its own it does not take that of whichever pod comes last, which those before do not hear of.
+        self.root.do("ip", "link", "add", "br0", "address", "02:00:00:00:00:01", "type", "bridge")
         self.root.do("ip", "addr", "add", f"{gateway}/16", "dev", "br0")
         self.root.do("ip", "link", "set", "br0", "up")
 
