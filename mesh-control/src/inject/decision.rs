@@ -7,6 +7,7 @@ use mesh_api::labels::Labels;
 
 use super::annotations::{INJECT, REVISION, truth};
 use super::values::Values;
+use crate::index::visibility::label_selector_fits;
 
 /// Namespaces of Kubernetes itself.
 const SYSTEM_NAMESPACES: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
@@ -122,20 +123,8 @@ fn by_namespace(facts: &Facts<'_>, values: &Values, pod_says_yes: bool) -> Resul
 
 /// Whether a selector has these labels; an empty one has none, and one that cannot be understood neither.
 fn selected(selector: &LabelSelector, labels: &Labels) -> bool {
-    if selector.match_labels.is_empty() && selector.match_expressions.is_empty() {
-        return false;
-    }
-    mesh_api::labels::selects(&selector.match_labels, labels)
-        && selector.match_expressions.iter().all(|e| {
-            let value = labels.get(&e.key);
-            match e.operator.as_str() {
-                "In" => value.is_some_and(|v| e.values.contains(v)),
-                "NotIn" => value.is_none_or(|v| !e.values.contains(v)),
-                "Exists" => value.is_some(),
-                "DoesNotExist" => value.is_none(),
-                _ => false,
-            }
-        })
+    let empty = selector.match_labels.is_empty() && selector.match_expressions.is_empty();
+    !empty && label_selector_fits(selector, labels)
 }
 
 #[cfg(test)]

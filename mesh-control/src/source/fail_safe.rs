@@ -1,9 +1,10 @@
 //! What is enforced in the place of a security object that is refused and was never good: it never opens anything.
 //!
 //! An EnvoyFilter goes on without the patches that cannot be used: what they were to add to others is not taken from
-//! these. A PeerAuthentication counts as STRICT, a WasmPlugin or TrafficExtension as one that fails closed. Of an AuthorizationPolicy every part that can be read holds as written; one
-//! that cannot never matches in ALLOW and always matches in DENY. Scope is kept as far as it can be told: a typo in a
-//! policy for one workload must not become a policy for all. Knows manifests as plain values; no files, no time.
+//! these. A PeerAuthentication counts as STRICT, a WasmPlugin or TrafficExtension as one that fails closed. Of an
+//! AuthorizationPolicy every part that can be read holds as written; one that cannot never matches in ALLOW and always
+//! matches in DENY. Scope is kept as far as it can be told: a typo in a policy for one workload must not become a policy
+//! for all. Knows manifests as plain values; no files, no time.
 
 use std::{path::Path, sync::Arc};
 

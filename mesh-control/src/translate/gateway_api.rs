@@ -10,15 +10,15 @@ use std::{
 
 use mesh_api::{
     crd::gateway_api::{
-        BackendRef, FromNamespaces, GROUP, Gateway, GrpcRoute, HttpRoute, L4RouteRule, LabelSelector, Listener,
-        ListenerSet, ParentRef, RouteNamespaces, TcpRoute, TlsMode, TlsRoute,
+        BackendRef, FromNamespaces, GROUP, Gateway, GrpcRoute, HttpRoute, L4RouteRule, Listener, ListenerSet,
+        ParentRef, RouteNamespaces, TcpRoute, TlsMode, TlsRoute,
     },
     labels::Labels,
     model::Name,
 };
 
 use crate::{
-    index::{Index, host},
+    index::{Index, host, visibility::label_selector_fits},
     source::object::{Kind, Object, Spec},
     view::ProxyView,
 };
@@ -377,24 +377,9 @@ fn admits_namespace(index: &Index, own: &str, allowed: Option<&RouteNamespaces>,
         FromNamespaces::Selector => {
             let none = Labels::new();
             let labels = index.namespace_labels(namespace).unwrap_or(&none);
-            allowed.and_then(|a| a.selector.as_ref()).is_some_and(|s| label_selector(s, labels))
+            allowed.and_then(|a| a.selector.as_ref()).is_some_and(|s| label_selector_fits(s, labels))
         }
     }
-}
-
-/// Kubernetes' label selector.
-pub fn label_selector(selector: &LabelSelector, labels: &Labels) -> bool {
-    mesh_api::labels::selects(&selector.match_labels, labels)
-        && selector.match_expressions.iter().all(|e| {
-            let value = labels.get(&e.key);
-            match e.operator.as_str() {
-                "In" => value.is_some_and(|v| e.values.contains(v)),
-                "NotIn" => value.is_none_or(|v| !e.values.contains(v)),
-                "Exists" => value.is_some(),
-                "DoesNotExist" => value.is_none(),
-                _ => false,
-            }
-        })
 }
 
 /// Hosts that listener and route have in common; an empty listener host means any.
