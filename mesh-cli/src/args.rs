@@ -28,7 +28,7 @@ pub enum Command {
     Validate(ValidateArgs),
     /// Find what is wrong, unreachable or in conflict in manifests, with Istio's codes and what to do
     Analyze(AnalyzeArgs),
-    /// Put a sidecar into the pods of manifests, as the control plane does when pods are created
+    /// Put a sidecar into the pods of manifests
     #[command(visible_alias = "kube-inject")]
     Inject(InjectArgs),
     /// Take sidecars out of manifests again

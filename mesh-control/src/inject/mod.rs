@@ -1,4 +1,4 @@
-//! Injection: a proxy into pods that ask for one, as Istio does it. Pure; the webhook and `meshctl inject` are callers.
+//! Injection: a proxy into pods that ask for one, as Istio does it. Pure; `meshctl inject` calls it, a webhook is to.
 //!
 //! The way of a pod: `decision` (whether) -> `pod` (what was injected before goes, what belongs to it now comes), with
 //! `proxy_config` (settings of this proxy), `template` (containers and volumes) and `probes`. `manifest` finds pods in files.
