@@ -18,6 +18,9 @@ pub struct ChangeSet {
     pub services: HashSet<ServiceKey>,
     /// Ports of those services, before and after.
     pub ports: BTreeMap<ServiceKey, BTreeSet<u16>>,
+    /// Hosts that got, lost or may have changed another name (`ExternalName` services that point at them). Clients that do
+    /// not import the alias know the host by it all the same.
+    pub aliased: BTreeSet<Name>,
     /// Hosts (or patterns) whose DestinationRules changed, with the names of their subsets before and after.
     pub rules: BTreeMap<Name, BTreeSet<Name>>,
     /// Services whose clusters show something else of their endpoints: the set of service accounts.
@@ -71,6 +74,7 @@ impl ChangeSet {
         for (key, ports) in later.ports {
             self.ports.entry(key).or_default().extend(ports);
         }
+        self.aliased.extend(later.aliased);
         for (host, subsets) in later.rules {
             self.rules.entry(host).or_default().extend(subsets);
         }

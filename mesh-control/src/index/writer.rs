@@ -340,6 +340,8 @@ impl IndexWriter {
             out.services.insert(key.clone());
             let declarations = old.iter().chain(&new).flat_map(|e| e.service.arc().ports.iter());
             out.ports.entry(key.clone()).or_default().extend(declarations.map(|p| p.port));
+            let declared = old.iter().chain(&new).filter_map(|e| e.service.arc().alias_of.clone());
+            out.aliased.extend(declared);
             self.enter_declaration(key, old.as_ref().map(|e| &e.service), new.as_ref().map(|e| &e.service));
         }
         if before.map(|s| s.1) != after.map(|s| s.1) {

@@ -35,13 +35,13 @@ impl World {
     }
 
     /// Adds or changes objects.
-    pub(crate) fn apply(&mut self, yaml: &str) {
+    pub(crate) fn apply(&mut self, yaml: &str) -> ChangeSet {
         let mut changes = Vec::new();
         for reading in manifest::read(Path::new("test.yaml"), yaml) {
             assert!(!reading.refused(), "{:?}", reading.findings);
             changes.extend(reading.object.map(|o| ObjectChange::Upsert(Arc::new(o))));
         }
-        self.change(changes);
+        self.change(changes)
     }
 
     /// Applies changes.

@@ -218,7 +218,9 @@ fn of_services(request: Request<'_>, change: &ChangeSet, mut out: Affected) -> A
         out = out.with_all(TypeUrl::Secret);
     }
     // Gateways look beyond their scope (backends that exist or not).
-    let seen = !request.view.is_sidecar() || change.since.covers(request.scope.services_stamp());
+    let seen = !request.view.is_sidecar()
+        || change.since.covers(request.scope.services_stamp())
+        || change.aliased.iter().any(|host| request.scope.service(host).is_some());
     if !change.services.is_empty() && seen || follows_client {
         out = out.with_all(TypeUrl::NameTable);
     }

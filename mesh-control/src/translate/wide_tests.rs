@@ -13,7 +13,12 @@ use mesh_proxy::{
 };
 
 use super::testing::World;
-use crate::{view::ProxyView, xds::generator::Generator};
+use crate::{
+    chance_tests::mirror::Mirror,
+    source::object::{Kind, ObjectChange, ObjectKey},
+    view::ProxyView,
+    xds::generator::Generator,
+};
 
 const WIDE: &str = include_str!("../../testdata/wide/in.yaml");
 
@@ -172,4 +177,23 @@ fn a_policy_reaches_the_listener_of_its_workload() {
     assert_ne!(before, strict);
     world.apply("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: other, namespace: shop}\nspec: {selector: {matchLabels: {app: other}}, action: DENY, rules: [{}]}\n");
     assert_eq!(hash(&world), strict, "a policy for others changes nothing here");
+}
+
+#[test]
+fn another_name_that_a_client_does_not_import_comes_and_goes() {
+    let sidecar = "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: narrow, namespace: shop}\nspec: {egress: [{hosts: ['./real.shop.svc.cluster.local']}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: real, namespace: shop}\nspec: {clusterIP: 10.1.0.9, ports: [{name: http, port: 80}]}\n";
+    let alias = "apiVersion: v1\nkind: Service\nmetadata: {name: alias, namespace: shop}\nspec: {type: ExternalName, externalName: real.shop.svc.cluster.local, ports: [{name: http, port: 80}]}\n";
+    let mut world = World::new(sidecar);
+    let view = world.sidecar("10.0.0.1", "shop", &[]);
+    let mut held = Mirror::new(view.clone(), &world.translator, world.index());
+    let before = held.fingerprint();
+    let change = world.apply(alias);
+    held.learn(&world.translator, world.index(), &change);
+    let with_alias = held.fingerprint();
+    assert_ne!(before, with_alias);
+    assert_eq!(with_alias, Mirror::new(view, &world.translator, world.index()).fingerprint());
+    let alias = ObjectKey::new(Kind::Service, "shop", "alias");
+    let change = world.change(vec![ObjectChange::Remove(alias)]);
+    held.learn(&world.translator, world.index(), &change);
+    assert_eq!(held.fingerprint(), before);
 }
