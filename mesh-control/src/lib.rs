@@ -1,7 +1,7 @@
 //! The control plane: reads what an operator declares, works out what each proxy must do, serves it over Envoy's xDS
 //! and issues workload certificates.
 //!
-//! The way of a change: `source` (files) -> typed objects -> `index` (change set) -> debounce -> `translate` (index and
+//! The way of a change: `source` (files, or an API server) -> typed objects -> `index` (change set) -> debounce -> `translate` (index and
 //! view of a proxy -> plain model) -> `xds` (encoded once, sent to those it concerns). `app` alone sees all.
 
 pub mod admin;
@@ -15,12 +15,15 @@ pub mod hash;
 pub mod index;
 pub mod inject;
 pub mod jwks;
+pub mod leader;
 pub mod metrics;
 pub mod settings;
 pub mod source;
+pub mod status;
 pub mod translate;
 pub mod validate;
 pub mod view;
+pub mod webhook;
 pub mod xds;
 
 /// A token with which a workload authenticates itself, signed by the key in a state folder. The control plane that uses

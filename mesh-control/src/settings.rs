@@ -45,8 +45,45 @@ pub struct Token {
 #[derive(Debug, Clone, Args)]
 pub struct Serve {
     /// Folder with the configuration (Kubernetes, Istio and Gateway API kinds as YAML)
-    #[arg(long, env = "MESH_CONFIG_DIR")]
-    pub config_dir: PathBuf,
+    #[arg(long, env = "MESH_CONFIG_DIR", required_unless_present_any = ["kubernetes", "kubeconfig"])]
+    pub config_dir: Option<PathBuf>,
+    /// Configuration from the Kubernetes API server of the cluster that this runs in
+    #[arg(long, env = "MESH_KUBERNETES", conflicts_with_all = ["config_dir", "kubeconfig"])]
+    pub kubernetes: bool,
+    /// Configuration from the Kubernetes API server of a kubeconfig
+    #[arg(long, value_name = "FILE", conflicts_with = "config_dir")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig, instead of its current one
+    #[arg(long, requires = "kubeconfig", help_heading = "With Kubernetes")]
+    pub context: Option<String>,
+    /// Namespace of the control plane
+    #[arg(long, env = "POD_NAMESPACE", default_value = "istio-system", help_heading = "With Kubernetes")]
+    pub namespace: String,
+    /// Name of this replica, by which it is known as the leader
+    #[arg(long, env = "POD_NAME", default_value = "", help_heading = "With Kubernetes")]
+    pub pod_name: String,
+    /// Revision of this control plane
+    #[arg(long, env = "REVISION", default_value = "default", help_heading = "With Kubernetes")]
+    pub revision: String,
+    /// Webhooks that inject and validate (`off`: none)
+    #[arg(
+        long,
+        env = "MESH_WEBHOOK_ADDR",
+        default_value = "0.0.0.0:15017",
+        value_name = "ADDR",
+        help_heading = "With Kubernetes"
+    )]
+    pub webhook_addr: Listen,
+    /// Name of a Lease; of several replicas whoever holds it writes status, root certificates and webhooks (`off`: this
+    /// one does, always)
+    #[arg(
+        long,
+        env = "MESH_LEADER_ELECTION",
+        default_value = "istio-leader",
+        value_name = "LEASE",
+        help_heading = "With Kubernetes"
+    )]
+    pub leader_election: String,
     /// Folder for what must outlive the process: the root certificate, keys; made when missing
     #[arg(long, env = "MESH_STATE_DIR")]
     pub state_dir: PathBuf,
@@ -169,6 +206,11 @@ mod tests {
         assert_eq!(serve.http_addr.to_string(), "0.0.0.0:0");
         assert_eq!(serve.plaintext_xds_addr, Listen(None));
         assert!(Cli::try_parse_from(["mesh-control", "--config-dir", "c"]).is_err(), "state folder is missing");
+        assert!(Cli::try_parse_from(["mesh-control", "--state-dir", "s"]).is_err(), "source is missing");
+        let both = ["mesh-control", "--config-dir", "c", "--kubernetes", "--state-dir", "s"];
+        assert!(Cli::try_parse_from(both).is_err(), "one source");
+        let cli = Cli::try_parse_from(["mesh-control", "--kubeconfig", "k", "--context", "x", "--state-dir", "s"]);
+        assert!(cli.unwrap().serve.is_some_and(|s| s.kubeconfig.is_some()));
         let cli = Cli::try_parse_from(["mesh-control", "token", "--state-dir", "s", "--namespace", "shop"]).unwrap();
         assert!(matches!(cli.command, Some(Command::Token(t)) if t.namespace == "shop"));
     }

@@ -139,7 +139,7 @@ async fn debug_pages_are_not_for_browsers() {
 async fn what_cannot_work_is_said_at_start() {
     let dir = tempfile::tempdir().unwrap();
     let mut bad = settings(dir.path());
-    bad.config_dir = dir.path().join("missing");
+    bad.config_dir = Some(dir.path().join("missing"));
     let error = app::start(&bad).await.unwrap_err().to_string();
     assert!(error.contains("missing"), "{error}");
     let running = app::start(&settings(dir.path())).await.unwrap();

@@ -88,8 +88,8 @@ mod tests {
         let admin = Arc::new(Admin {
             hub,
             metrics: Arc::default(),
-            folder: ArcSwapOption::empty(),
-            index: ArcSwapOption::empty(),
+            source: ArcSwapOption::empty(),
+            index: Arc::default(),
             waiting: ArcSwap::default(),
             root_namespace: ArcSwap::from_pointee("mesh-root".to_owned()),
             authenticate: ArcSwapOption::from_pointee(authenticate),

@@ -164,16 +164,14 @@ pub(super) async fn config_dump<G: Generator>(
     (StatusCode::NOT_FOUND, format!("{:?} is not connected\n", query.proxy_id)).into_response()
 }
 
-/// All objects in force, with what they must be told of themselves, and what is wrong with the folder.
+/// All objects in force, with what they must be told of themselves, and what is wrong.
 pub(super) async fn configz<G: Generator>(State(admin): State<Arc<Admin<G>>>) -> Json<Value> {
-    let Some(folder) = admin.folder.load_full() else { return Json(json!({"objects": [], "findings": []})) };
+    let Some(source) = admin.source.load_full() else { return Json(json!({"objects": [], "findings": []})) };
     // The watch must not wait for what follows, nor must streams.
-    let (mut objects, mut findings) = {
-        let folder = folder.read();
-        (folder.objects.clone(), folder.findings.clone())
-    };
-    objects.sort_by(|a, b| a.key.cmp(&b.key));
+    let mut findings = source.read().findings.clone();
     let index = admin.index.load_full();
+    let mut objects: Vec<Arc<Object>> = index.iter().flat_map(|index| index.all_objects().cloned()).collect();
+    objects.sort_by(|a, b| a.key.cmp(&b.key));
     findings.extend(of_keys(&admin));
     findings.extend(of_resources(&admin));
     let shown = move |o: &Arc<Object>| {
@@ -191,10 +189,10 @@ pub(super) async fn configz<G: Generator>(State(admin): State<Arc<Admin<G>>>) ->
     Json(page.await.unwrap_or_default())
 }
 
-/// What is wrong with the folder.
+/// What is wrong with objects.
 pub(super) async fn findings<G: Generator>(State(admin): State<Arc<Admin<G>>>) -> Json<Value> {
-    let Some(folder) = admin.folder.load_full() else { return Json(json!([])) };
-    let mut findings = folder.read().findings.clone();
+    let Some(source) = admin.source.load_full() else { return Json(json!([])) };
+    let mut findings = source.read().findings.clone();
     findings.extend(of_keys(&admin));
     findings.extend(of_resources(&admin));
     Json(serde_json::to_value(findings).unwrap_or_default())

@@ -36,7 +36,7 @@ use crate::{
     index::Index,
     jwks::Standings,
     metrics::{Metrics, Page, escape},
-    source::watch::FolderStatus,
+    source::status::SourceStatus,
     xds::{caller::Authenticate, generator::Generator, hub::Hub},
 };
 
@@ -54,10 +54,10 @@ pub struct Admin<G: Generator> {
     pub hub: Arc<Hub<G>>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
-    /// The folder, once it has been read.
-    pub folder: ArcSwapOption<RwLock<FolderStatus>>,
+    /// What the source says of what it read, once it has.
+    pub source: ArcSwapOption<RwLock<SourceStatus>>,
     /// What is in force.
-    pub index: ArcSwapOption<Index>,
+    pub index: Arc<ArcSwapOption<Index>>,
     /// Why the configuration that was read is not in force; empty: it is, or is not read yet.
     pub waiting: ArcSwap<String>,
     /// Namespace whose workloads may see debug pages from elsewhere.

@@ -12,21 +12,30 @@ mod authority;
 mod issuer;
 mod material;
 mod request;
+mod root_config_maps;
+mod root_secret;
 mod server;
 mod service;
 pub(crate) mod state;
 mod token;
+mod token_review;
 mod trust;
 
 pub use authenticate::{Authenticator, LocalTokens, ServiceAccount, VerifyToken};
 pub use authority::{Authority, Options, PluggedIn, ROOT_GRACE};
 pub use issuer::Issued;
-pub use server::{ServerNames, server_tls};
+pub use root_config_maps::{ROOT_CONFIG_MAP, run as keep_root_config_maps};
+pub use root_secret::RootSecret;
+pub use server::{ServerNames, server_tls, webhook_tls};
 pub use service::{CertificateService, grpc_service};
 pub use token::{TOKEN_AUDIENCE, TokenKey, workload_token};
+pub use token_review::TokenReviews;
 
 /// Namespace and name of the Secret with a plugged-in CA.
 pub const PLUGGED_IN_SECRET: (&str, &str) = ("istio-system", "cacerts");
+
+/// Files of the state folder that all replicas of a control plane share: the self-signed root, and what is trusted.
+pub const ROOT_FILES: [&str; 2] = [material::ROOT_FILE, trust::FILE];
 
 /// Life of a workload certificate when the caller asks for none.
 pub const DEFAULT_TTL: std::time::Duration = std::time::Duration::from_secs(24 * 3600);

@@ -44,6 +44,12 @@ impl ServerNames {
     }
 }
 
+/// The TLS configuration of the moment.
+pub type TlsSource = Arc<dyn Fn() -> Arc<ServerConfig> + Send + Sync>;
+
+/// Protocols above TLS, the preferred first.
+type Alpn = &'static [&'static [u8]];
+
 #[derive(Debug)]
 struct Built {
     config: Arc<ServerConfig>,
@@ -55,11 +61,20 @@ struct Built {
 ///
 /// # Errors
 /// When the first certificate cannot be made.
-pub fn server_tls(
-    authority: &Arc<Authority>,
-    names: ServerNames,
-) -> anyhow::Result<Arc<dyn Fn() -> Arc<ServerConfig> + Send + Sync>> {
-    let current = ArcSwap::from_pointee(build(authority, &names)?);
+pub fn server_tls(authority: &Arc<Authority>, names: ServerNames) -> anyhow::Result<TlsSource> {
+    renewed(authority, names, &[b"h2"])
+}
+
+/// The same for webhooks, which API servers call over HTTP/2 or 1.1.
+///
+/// # Errors
+/// When the first certificate cannot be made.
+pub fn webhook_tls(authority: &Arc<Authority>, names: ServerNames) -> anyhow::Result<TlsSource> {
+    renewed(authority, names, &[b"h2", b"http/1.1"])
+}
+
+fn renewed(authority: &Arc<Authority>, names: ServerNames, alpn: Alpn) -> anyhow::Result<TlsSource> {
+    let current = ArcSwap::from_pointee(build(authority, &names, alpn)?);
     let building = Mutex::new(());
     let authority = authority.clone();
     Ok(Arc::new(move || {
@@ -69,7 +84,7 @@ pub fn server_tls(
         if outdated(&current.load()) {
             let _one_at_a_time = building.lock();
             if outdated(&current.load()) {
-                match build(&authority, &names) {
+                match build(&authority, &names, alpn) {
                     Ok(built) => current.store(Arc::new(built)),
                     Err(error) => tracing::error!("certificate of the xDS server: {error:#}"),
                 }
@@ -79,7 +94,7 @@ pub fn server_tls(
     }))
 }
 
-fn build(authority: &Authority, names: &ServerNames) -> anyhow::Result<Built> {
+fn build(authority: &Authority, names: &ServerNames, alpn: Alpn) -> anyhow::Result<Built> {
     let generation = authority.generation();
     let key = KeyPair::generate()?;
     let issued = authority.sign(&Subject::Server(names.0.clone()), &key, None)?;
@@ -99,7 +114,7 @@ fn build(authority: &Authority, names: &ServerNames) -> anyhow::Result<Built> {
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
     // A resumed session would skip the check of the client's certificate.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

@@ -13,7 +13,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{authority::pem, issuer::unix, state};
 
 /// File in the state folder.
-const FILE: &str = "trusted-roots.json";
+pub(super) const FILE: &str = "trusted-roots.json";
 /// The end of the longest certificate is written ahead by a quarter of its life, within these limits: not every
 /// certificate is worth a write.
 const AHEAD: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));

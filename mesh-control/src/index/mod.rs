@@ -11,6 +11,7 @@ pub mod extensions;
 pub mod host;
 pub mod ingress;
 pub mod keys;
+mod named;
 pub mod policies;
 pub mod protocol;
 pub mod rules;
@@ -526,6 +527,11 @@ impl Index {
             }
         }
         out
+    }
+
+    /// Labels of a node.
+    pub fn node_labels(&self, name: &str) -> Option<&Labels> {
+        self.object(&ObjectKey::new(Kind::Node, "", name)).map(|o| &o.meta.labels)
     }
 
     /// Completes a view with what the index knows of the proxy: labels of the workload registered at its address,

@@ -340,3 +340,30 @@ fn ports_of_udp_stand_for_none_of_tcp() {
     let ports = &world.index().service_entry(&key).unwrap().service.ports;
     assert_eq!(ports.iter().map(|p| &*p.name).collect::<Vec<_>>(), ["https", "dns"]);
 }
+
+#[test]
+fn pods_stand_where_their_node_does() {
+    let node = |zone: &str| {
+        format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: n1, labels: {{topology.kubernetes.io/region: eu, topology.kubernetes.io/zone: {zone}}}}}\n"
+        )
+    };
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop}\nspec: {nodeName: n1}\nstatus: {podIP: 10.0.0.1}\n";
+    let mut writer = writer(pod);
+    let at = |writer: &IndexWriter| {
+        writer
+            .index()
+            .workloads_at("10.0.0.1".parse().unwrap())
+            .iter()
+            .map(|w| w.locality.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(at(&writer), [""]);
+    let change = apply(&mut writer, &node("a"));
+    assert_eq!((at(&writer), change.addresses.len()), (vec!["eu/a".to_owned()], 1));
+    apply(&mut writer, &node("b"));
+    assert_eq!(at(&writer), ["eu/b"]);
+    assert!(apply(&mut writer, &node("b")).is_empty(), "what a node says every few seconds is no change");
+    writer.apply(vec![ObjectChange::Remove(ObjectKey::new(Kind::Node, "", "n1"))]);
+    assert_eq!(at(&writer), [""]);
+}

@@ -8,6 +8,7 @@ use mesh_api::{
     model::{Locality, Name},
 };
 
+use super::Index;
 use crate::source::{
     core,
     object::{Object, ObjectKey, Spec},
@@ -40,8 +41,14 @@ pub struct Workload {
 
 impl Workload {
     /// A pod.
-    pub(super) fn of_pod(object: &Object, pod: &core::Pod) -> Self {
+    pub(super) fn of_pod(object: &Object, pod: &core::Pod, index: Option<&Index>) -> Self {
         let labels = &object.meta.labels;
+        let mut locality = label_locality(labels);
+        if locality == Locality::default()
+            && let Some(node) = index.and_then(|index| index.node_labels(&pod.node))
+        {
+            locality = label_locality(node);
+        }
         Self {
             source: (object.key.clone(), 0),
             namespace: object.key.namespace.clone(),
@@ -49,7 +56,7 @@ impl Workload {
             labels: Arc::new(labels.clone()),
             service_account: pod.service_account.as_str().into(),
             network: text(labels, labels::NETWORK),
-            locality: label_locality(labels),
+            locality,
             node: pod.node.as_str().into(),
             mesh_tls: labels.get(labels::TLS_MODE).is_some_and(|v| v == labels::TLS_MODE_ISTIO),
             ready: pod.ready,
@@ -83,9 +90,9 @@ impl Workload {
         }
     }
 
-    /// The workloads that an object puts at addresses.
+    /// The workloads that an object puts at addresses. Where they stand is not told.
     pub fn declared(object: &Object) -> Vec<Self> {
-        declared(object).into_iter().map(|(_, workload)| workload).collect()
+        declared(object, None).into_iter().map(|(_, workload)| workload).collect()
     }
 
     /// `name;namespace;canonical-name;canonical-revision;cluster`, as endpoints tell it.
@@ -111,11 +118,11 @@ pub(super) fn labels_of(object: &Object) -> Labels {
     all
 }
 
-/// The workloads that an object puts at addresses.
-pub(super) fn declared(object: &Object) -> Vec<(IpAddr, Workload)> {
+/// The workloads that an object puts at addresses; the index knows where nodes stand.
+pub(super) fn declared(object: &Object, index: Option<&Index>) -> Vec<(IpAddr, Workload)> {
     match &object.spec {
         Spec::Pod(pod) if !pod.finished && !pod.host_network => {
-            pod.ips.iter().map(|ip| (*ip, Workload::of_pod(object, pod))).collect()
+            pod.ips.iter().map(|ip| (*ip, Workload::of_pod(object, pod, index))).collect()
         }
         Spec::WorkloadEntry(entry) => {
             entry.address.parse().ok().map(|ip| (ip, Workload::of_entry(object, 0, entry))).into_iter().collect()

@@ -134,6 +134,7 @@ impl IndexWriter {
         }
         match key.kind {
             Kind::Pod | Kind::EndpointSlice | Kind::WorkloadEntry => {}
+            Kind::Node => self.mark_node(&key.name, dirty),
             Kind::Service => {
                 dirty.kinds.insert(key.kind);
             }
@@ -199,7 +200,12 @@ impl IndexWriter {
             Spec::ConfigMap(_) if is_mesh_config(key) => dirty.mesh = true,
             _ => {}
         }
-        for (ip, workload) in workload::declared(object) {
+        self.place(object, add, dirty);
+    }
+
+    /// Puts the workloads of an object at their addresses, or takes them away.
+    fn place(&mut self, object: &Object, add: bool, dirty: &mut Dirty) {
+        for (ip, workload) in workload::declared(object, Some(&self.index)) {
             let now = self.index.workloads.get(&ip).cloned();
             dirty.addresses.entry(ip).or_insert_with(|| now.clone());
             let mut list = now.map(|l| (*l).clone()).unwrap_or_default();
@@ -213,6 +219,16 @@ impl IndexWriter {
             } else {
                 self.index.workloads.insert(ip, Arc::new(list));
             }
+        }
+    }
+
+    /// Pods stand where their node does: they are placed anew when it moves.
+    fn mark_node(&mut self, node: &str, dirty: &mut Dirty) {
+        let here = |o: &&Arc<Object>| matches!(&o.spec, Spec::Pod(pod) if pod.node == node);
+        let pods: Vec<Arc<Object>> = self.index.objects(Kind::Pod).filter(here).cloned().collect();
+        for pod in pods {
+            self.place(&pod, true, dirty);
+            self.mark_selecting(&pod.key.namespace, &pod.meta.labels, dirty);
         }
     }
 
@@ -455,7 +471,11 @@ impl IndexWriter {
             for object in self.index.objects_in(Kind::Pod, &owner.namespace) {
                 let Spec::Pod(pod) = &object.spec else { continue };
                 if !pod.finished && endpoint::picks(selector, &object.meta.labels) {
-                    out.extend(endpoint::of_pod(service, &Arc::new(Workload::of_pod(object, pod)), pod));
+                    out.extend(endpoint::of_pod(
+                        service,
+                        &Arc::new(Workload::of_pod(object, pod, Some(&self.index))),
+                        pod,
+                    ));
                 }
             }
         }

@@ -6,7 +6,7 @@
 //! matches in DENY. Scope is kept as far as it can be told: a typo in a policy for one workload must not become a policy
 //! for all. Knows manifests as plain values; no files, no time.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use mesh_api::crd::extensions::{TrafficExtension, WasmModule, WasmPlugin};
 use mesh_api::crd::networking::{EnvoyFilter, envoy_filter::ConfigPatch};
@@ -23,7 +23,7 @@ use super::object::{Kind, Meta, Object, ObjectKey, Position, Spec};
 use crate::validate::sound;
 
 /// The strictest form of a refused object. `None`: its kind guards nothing by itself.
-pub(super) fn strictest(path: &Path, line: u32, key: &ObjectKey, raw: &Value) -> Option<Arc<Object>> {
+pub(super) fn strictest(position: Option<Position>, key: &ObjectKey, raw: &Value) -> Option<Arc<Object>> {
     let empty = Map::new();
     let parts = Parts::of(spec_of(raw).unwrap_or(&empty), key.kind);
     let spec = match key.kind {
@@ -44,7 +44,6 @@ pub(super) fn strictest(path: &Path, line: u32, key: &ObjectKey, raw: &Value) ->
     if dry.as_deref() == Some("true") {
         meta.annotations.insert(DRY_RUN.to_owned(), "true".to_owned());
     }
-    let position = Some(Position { file: path.to_owned(), line });
     Some(Arc::new(Object { key: key.clone(), meta, spec, position }))
 }
 
@@ -340,7 +339,7 @@ mod tests {
     fn policy(spec: &str) -> AuthorizationPolicy {
         let raw: Value = mesh_api::yaml::from_str(&format!("spec: {spec}")).unwrap();
         let key = ObjectKey::new(Kind::AuthorizationPolicy, "shop", "p");
-        match &strictest(Path::new("a.yaml"), 1, &key, &raw).unwrap().spec {
+        match &strictest(None, &key, &raw).unwrap().spec {
             Spec::AuthorizationPolicy(p) => (**p).clone(),
             other => panic!("{other:?}"),
         }
@@ -434,7 +433,7 @@ mod tests {
     fn what_is_only_tried_stays_so() {
         let raw = serde_json::json!({"metadata": {"annotations": {DRY_RUN: "true"}}, "spec": {"action": "DENY"}});
         let key = ObjectKey::new(Kind::AuthorizationPolicy, "shop", "p");
-        let object = strictest(Path::new("a.yaml"), 1, &key, &raw).unwrap();
+        let object = strictest(None, &key, &raw).unwrap();
         assert_eq!(object.meta.annotations[DRY_RUN], "true");
     }
 }

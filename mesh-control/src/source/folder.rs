@@ -18,7 +18,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::fail_safe;
 use super::manifest;
-use super::object::{Kind, Object, ObjectChange, ObjectKey};
+use super::object::{Kind, Object, ObjectChange, ObjectKey, Position};
 use crate::validate::{Finding, Level, codes::DUPLICATE, references::References};
 
 /// What the folder looks like now.
@@ -509,7 +509,7 @@ fn read_state(path: &Path, content: Result<Vec<u8>, Finding>, mut state: FileSta
         state.unidentified |= refused && reading.raw.is_null();
         let strictest = if refused {
             let line = reading.findings.iter().find_map(|f| f.line).unwrap_or(1);
-            fail_safe::strictest(path, line, &key, &reading.raw)
+            fail_safe::strictest(Some(Position { file: path.to_owned(), line }), &key, &reading.raw)
         } else {
             None
         };

@@ -122,39 +122,47 @@ fn clamp(n: u64) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-fn read_value(path: &Path, mut value: Value, locator: &Locator<'_>, prefix: &str) -> Reading {
+fn read_value(path: &Path, value: Value, locator: &Locator<'_>, prefix: &str) -> Reading {
+    let position = Position { file: path.to_owned(), line: locator.line(prefix).unwrap_or(1) };
+    let mut reading = read_at(value, Some(position));
+    for finding in &mut reading.findings {
+        finding.file = Some(path.to_owned());
+        if let Some((line, column)) = locator.find(&format!("{prefix}{}", finding.field)) {
+            finding.line = Some(line);
+            finding.column = Some(column);
+        }
+    }
+    reading
+}
+
+/// Reads an object that stands in no file: an API server's.
+pub fn read_object(value: Value) -> Reading {
+    read_at(value, None)
+}
+
+fn read_at(mut value: Value, position: Option<Position>) -> Reading {
     strip_nulls(&mut value);
-    let (key, result) = match header(&value) {
+    let (key, object, mut findings) = match header(&value) {
         Ok(Some((kind, key, meta))) => {
             let mut findings = Vec::new();
-            let object = decode(kind, &value, &mut findings).map(|spec| Object {
-                key: key.clone(),
-                meta,
-                spec,
-                position: Some(Position { file: path.to_owned(), line: locator.line(prefix).unwrap_or(1) }),
-            });
+            let object =
+                decode(kind, &value, &mut findings).map(|spec| Object { key: key.clone(), meta, spec, position });
             let object = object.filter(|object| {
                 findings.extend(validate::validate(object));
                 findings.extend(validate::without_effect(kind, &value));
                 !findings.iter().any(|f| f.level == Level::Error)
             });
-            (Some(key), (object, findings))
+            (Some(key), object, findings)
         }
-        Ok(None) => (None, (None, vec![])),
-        Err((key, finding)) => (key, (None, vec![finding])),
+        Ok(None) => (None, None, vec![]),
+        Err((key, finding)) => (key, None, vec![finding]),
     };
-    let (object, mut findings) = result;
     if let Some(object) = &object {
         findings.retain(|f| !validate::suppressed(&object.meta.annotations, f.code));
     }
     for finding in &mut findings {
         finding.code_by_level();
         finding.object = key.clone();
-        finding.file = Some(path.to_owned());
-        if let Some((line, column)) = locator.find(&format!("{prefix}{}", finding.field)) {
-            finding.line = Some(line);
-            finding.column = Some(column);
-        }
     }
     Reading { key, object, findings, raw: value }
 }
@@ -180,6 +188,7 @@ struct Metadata {
     labels: Labels,
     annotations: Labels,
     creation_timestamp: Option<jiff::Timestamp>,
+    generation: i64,
 }
 
 /// Name and namespace as far as they can be told, also of an object that is refused.
@@ -222,7 +231,13 @@ fn header(value: &Value) -> Result<Option<(Kind, ObjectKey, Meta)>, (Option<Obje
         .map_err(|e| (key.clone(), Finding::error(format!("metadata.{}", e.path()), e.inner().to_string())))?;
     let key = key.ok_or_else(|| (None, Finding::error("metadata.name", "is missing").code(codes::UNPARSABLE)))?;
     let annotations = metadata.annotations.into_iter().filter(|(k, _)| meaningful_annotation(k)).collect();
-    Ok(Some((kind, key, Meta { labels: metadata.labels, annotations, creation: metadata.creation_timestamp })))
+    // Kinds of Kubernetes tell of more than their spec by it.
+    let generation = if kind.is_core() { 0 } else { metadata.generation };
+    Ok(Some((
+        kind,
+        key,
+        Meta { labels: metadata.labels, annotations, creation: metadata.creation_timestamp, generation },
+    )))
 }
 
 /// Annotations of other tools must not look like a change.
@@ -236,6 +251,7 @@ fn decode(kind: Kind, value: &Value, findings: &mut Vec<Finding>) -> Option<Spec
     let mut reader = SpecReader { kind, value, findings };
     Some(match kind {
         Kind::Namespace => Spec::Namespace,
+        Kind::Node => Spec::Node,
         Kind::Service => Spec::Service(Arc::new(reader.service()?)),
         Kind::EndpointSlice => Spec::EndpointSlice(reader.whole()?),
         Kind::Pod => Spec::Pod(Arc::new(pod(value))),

@@ -13,6 +13,8 @@ use super::{core, ingress};
 pub enum Kind {
     /// Core: namespaces.
     Namespace,
+    /// Core: nodes.
+    Node,
     /// Core: services.
     Service,
     /// Discovery: endpoints of a service.
@@ -87,8 +89,9 @@ struct KindFacts {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 32] = [
+    pub const ALL: [Kind; 33] = [
         Kind::Namespace,
+        Kind::Node,
         Kind::Service,
         Kind::EndpointSlice,
         Kind::Pod,
@@ -133,6 +136,7 @@ impl Kind {
         let f = |group, versions, word, name| KindFacts { group, versions, word, name };
         match self {
             Kind::Namespace => f("", V1, "namespace", "Namespace"),
+            Kind::Node => f("", V1, "node", "Node"),
             Kind::Service => f("", V1, "service", "Service"),
             Kind::EndpointSlice => f("discovery.k8s.io", V1, "endpointslice", "EndpointSlice"),
             Kind::Pod => f("", V1, "pod", "Pod"),
@@ -175,6 +179,15 @@ impl Kind {
     pub fn group(self) -> &'static str {
         self.facts().group
     }
+    /// Name of the resource, as in paths of the API server.
+    pub fn plural(self) -> String {
+        let name = self.name().to_ascii_lowercase();
+        match name.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'o', 'u'])) {
+            Some(stem) => format!("{stem}ies"),
+            None if name.ends_with('s') => format!("{name}es"),
+            None => format!("{name}s"),
+        }
+    }
     /// Versions that are served.
     pub fn versions(self) -> &'static [&'static str] {
         self.facts().versions
@@ -185,7 +198,7 @@ impl Kind {
     }
     /// Objects of this kind belong to no namespace.
     pub fn cluster_scoped(self) -> bool {
-        matches!(self, Kind::Namespace | Kind::GatewayClass | Kind::IngressClass)
+        matches!(self, Kind::Namespace | Kind::Node | Kind::GatewayClass | Kind::IngressClass)
     }
     /// Says who may connect or ask: its loss may open something.
     pub fn is_security(self) -> bool {
@@ -203,6 +216,7 @@ impl Kind {
         matches!(
             self,
             Kind::Namespace
+                | Kind::Node
                 | Kind::Service
                 | Kind::EndpointSlice
                 | Kind::Pod
@@ -265,6 +279,9 @@ pub struct Meta {
     pub annotations: Labels,
     /// Creation time; `None`: unknown (all such objects are of one age).
     pub creation: Option<jiff::Timestamp>,
+    /// How often the API server has seen its spec change; 0: unknown.
+    #[serde(skip)]
+    pub generation: i64,
 }
 
 /// Where an object stands in a folder.
@@ -302,6 +319,8 @@ impl Object {
 pub enum Spec {
     /// Labels are all that matters.
     Namespace,
+    /// Labels are all that matters: they say where it stands.
+    Node,
     /// Service.
     Service(Arc<core::Service>),
     /// EndpointSlice.
@@ -393,6 +412,18 @@ mod tests {
     fn every_kind_is_found_by_group_and_name() {
         for kind in Kind::ALL {
             assert_eq!(Kind::find(kind.group(), kind.name()), Some(kind));
+        }
+        for (kind, plural) in [
+            (Kind::IstioGateway, "gateways"),
+            (Kind::AuthorizationPolicy, "authorizationpolicies"),
+            (Kind::ServiceEntry, "serviceentries"),
+            (Kind::Telemetry, "telemetries"),
+            (Kind::IngressClass, "ingressclasses"),
+            (Kind::Ingress, "ingresses"),
+            (Kind::BackendTlsPolicy, "backendtlspolicies"),
+            (Kind::HttpRoute, "httproutes"),
+        ] {
+            assert_eq!(kind.plural(), plural);
         }
         assert_eq!(
             ObjectKey::new(Kind::VirtualService, "shop", "web").config_path(),

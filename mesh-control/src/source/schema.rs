@@ -39,6 +39,7 @@ pub fn of(kind: Kind) -> Option<Value> {
         Kind::BackendTlsPolicy => schema_for!(gateway_api::BackendTlsPolicy),
         Kind::ListenerSet => schema_for!(gateway_api::ListenerSet),
         Kind::Namespace
+        | Kind::Node
         | Kind::Service
         | Kind::EndpointSlice
         | Kind::Pod

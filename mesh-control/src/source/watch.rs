@@ -5,19 +5,18 @@ use std::{
     collections::{BTreeSet, HashMap},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
-use parking_lot::RwLock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use tokio::{sync::mpsc, time::Instant};
 
 use super::folder::{self, Folder};
 use super::kept::Kept;
-use super::object::{Object, ObjectChange};
-use crate::validate::{Finding, Level};
+use super::object::ObjectChange;
+use super::status::SharedStatus;
+use crate::validate::{Finding, is_mesh_config};
 
 /// A full look at the folder at least this often.
 const RESCAN: Duration = Duration::from_secs(30);
@@ -26,21 +25,12 @@ const CONFIRM: Duration = Duration::from_millis(50);
 /// Events that come closer together than this are looked at together.
 const SETTLE: Duration = Duration::from_millis(2);
 
-/// What the folder holds and what is wrong with it, for `/debug/configz` and the log.
-#[derive(Debug, Default)]
-pub struct FolderStatus {
-    /// Objects in force.
-    pub objects: Vec<Arc<Object>>,
-    /// Findings.
-    pub findings: Vec<Finding>,
-}
-
 /// A watched folder.
 #[derive(Debug)]
 pub struct FolderSource {
     folder: Folder,
     kept: Kept,
-    status: Arc<RwLock<FolderStatus>>,
+    status: SharedStatus,
 }
 
 impl FolderSource {
@@ -51,31 +41,23 @@ impl FolderSource {
     /// When it is not a readable folder.
     pub fn open(root: &Path, domain: &str, state_dir: &Path) -> Result<(Self, Vec<ObjectChange>), Finding> {
         let (kept, objects) = Kept::open(state_dir);
-        let mut source = Self { folder: Folder::open(root, domain, objects)?, kept, status: Arc::default() };
+        let mut source = Self { folder: Folder::open(root, domain, objects)?, kept, status: SharedStatus::default() };
         let changes = source.folder.scan();
         source.kept.save(source.folder.good_security());
         source.publish();
         Ok((source, changes))
     }
 
-    /// Shared view of objects and findings.
-    pub fn status(&self) -> Arc<RwLock<FolderStatus>> {
+    /// Shared view of what is wrong.
+    pub fn status(&self) -> SharedStatus {
         self.status.clone()
     }
 
     fn publish(&self) {
         let mut findings = self.folder.findings();
         findings.extend(self.folder.references());
-        let mut status = self.status.write();
-        for finding in findings.iter().filter(|f| !status.findings.contains(f)) {
-            match finding.level {
-                Level::Error => tracing::error!(target: "config", "{finding}"),
-                Level::Warning => tracing::warn!(target: "config", "{finding}"),
-                Level::Info => tracing::info!(target: "config", "{finding}"),
-            }
-        }
-        status.objects = self.folder.objects().cloned().collect();
-        status.findings = findings;
+        let settings = self.folder.objects().any(|o| is_mesh_config(&o.key));
+        self.status.write().publish(findings, settings);
     }
 
     /// Reports changes until the receiver is gone.

@@ -24,6 +24,8 @@ use crate::source::{
 
 /// Namespace and name of the ConfigMap that holds MeshConfig, and its key.
 pub const MESH_CONFIG: (&str, &str, &str) = ("istio-system", "istio", "mesh");
+/// Namespace and name of the ConfigMap with the values of injection, and its key.
+pub const INJECTOR: (&str, &str, &str) = ("istio-system", "istio-sidecar-injector", "values");
 /// Path of MeshConfig in the manifest.
 const FIELD: &str = "data.mesh";
 

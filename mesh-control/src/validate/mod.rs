@@ -24,7 +24,7 @@ pub use conventions::suppressed;
 pub(crate) use effect::why_without;
 pub use effect::without_effect;
 pub use finding::{Finding, Level};
-pub use mesh_config::{MESH_CONFIG, decode as decode_mesh_config, is_mesh_config, resembles_mesh_config};
+pub use mesh_config::{INJECTOR, MESH_CONFIG, decode as decode_mesh_config, is_mesh_config, resembles_mesh_config};
 
 use crate::source::object::{Object, Spec};
 
@@ -60,7 +60,8 @@ pub fn validate(object: &Object) -> Vec<Finding> {
         Spec::Ingress(s) => ingress::ingress(s, &mut out),
         Spec::Namespace => conventions::namespace(&object.meta.labels, &mut out),
         Spec::Service(s) => conventions::service(&object.key, s, &mut out),
-        Spec::EndpointSlice(_)
+        Spec::Node
+        | Spec::EndpointSlice(_)
         | Spec::Pod(_)
         | Spec::Secret(_)
         | Spec::ConfigMap(_)

@@ -30,6 +30,11 @@ pub const GATEWAY_CONTROLLER: &str = "istio.io/gateway-controller";
 /// Controller of what is attached to Services.
 pub const MESH_CONTROLLER: &str = "istio.io/mesh-controller";
 
+/// Whether a status under this controller's name is the mesh's.
+pub fn is_ours(controller: &str) -> bool {
+    controller == MESH_CONTROLLER || is_own_controller(controller)
+}
+
 /// One condition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Condition {

@@ -9,16 +9,18 @@ use anyhow::Context;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use clap::Parser;
 use mesh_api::identity::TrustDomain;
-use parking_lot::RwLock;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinSet,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+
+mod kubernetes;
+mod sources;
 
 use crate::{
     admin::{self, Admin},
@@ -28,11 +30,12 @@ use crate::{
     metrics::Metrics,
     settings::{Cli, Command, Listen, LogFormat, Serve},
     source::{
+        kubernetes::Named,
         object::{Kind, ObjectChange},
-        watch::{FolderSource, FolderStatus},
+        status::SharedStatus,
     },
     translate::Translator,
-    validate::{Finding, Level, MESH_CONFIG, is_mesh_config},
+    validate,
     xds::{caller::Authenticate, hub::Hub, server, service::Ads},
 };
 
@@ -51,7 +54,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match (cli.command, cli.serve) {
         (Some(Command::Token(token)), _) => print_token(&token),
         (None, Some(serve)) => run_until_signal(&serve),
-        (None, None) => Err(anyhow::anyhow!("--config-dir and --state-dir are needed")),
+        (None, None) => Err(anyhow::anyhow!("--config-dir (or --kubernetes) and --state-dir are needed")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -107,11 +110,17 @@ pub struct Addresses {
     pub plaintext_xds: Listen,
     /// Admin pages.
     pub http: Listen,
+    /// Webhooks of the API server.
+    pub webhooks: Listen,
 }
 
 impl fmt::Display for Addresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "xds={} plaintext-xds={} http={}", self.xds, self.plaintext_xds, self.http)
+        write!(f, "xds={} plaintext-xds={} http={}", self.xds, self.plaintext_xds, self.http)?;
+        match self.webhooks {
+            Listen(None) => Ok(()),
+            webhooks => write!(f, " webhooks={webhooks}"),
+        }
     }
 }
 
@@ -171,7 +180,16 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
     let (xds, xds_listener) = bind(settings.xds_addr).await?;
     let (plaintext_xds, plaintext_listener) = bind(settings.plaintext_xds_addr).await?;
     let (http, http_listener) = bind(settings.http_addr).await?;
-    let addresses = Addresses { xds, plaintext_xds, http };
+    let in_kubernetes = settings.config_dir.is_none();
+    let webhooks = if in_kubernetes { settings.webhook_addr } else { Listen(None) };
+    let (webhooks, webhook_listener) = bind(webhooks).await?;
+    let addresses = Addresses { xds, plaintext_xds, http, webhooks };
+    let namespace = &settings.namespace;
+    anyhow::ensure!(
+        !in_kubernetes || namespace == validate::MESH_CONFIG.0,
+        "the control plane runs in namespace {}, not yet in others ({namespace})",
+        validate::MESH_CONFIG.0
+    );
 
     let metrics = Arc::new(Metrics::default());
     let hub = Hub::new(Translator::new(), metrics.clone());
@@ -180,8 +198,8 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
     let admin = Arc::new(Admin {
         hub: hub.clone(),
         metrics: metrics.clone(),
-        folder: ArcSwapOption::empty(),
-        index: ArcSwapOption::empty(),
+        source: ArcSwapOption::empty(),
+        index: Arc::default(),
         waiting: ArcSwap::default(),
         root_namespace: ArcSwap::default(),
         authenticate: ArcSwapOption::empty(),
@@ -193,12 +211,6 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
         servers.spawn(admin::serve(listener, admin.clone(), stop.clone()));
     }
 
-    let (config_dir, domain, state_dir) =
-        (settings.config_dir.clone(), settings.domain.clone(), settings.state_dir.clone());
-    let opened = tokio::task::spawn_blocking(move || FolderSource::open(&config_dir, &domain, &state_dir)).await?;
-    let (folder, first) = opened.map_err(|finding| anyhow::anyhow!("{finding}"))?;
-    let status = folder.status();
-    admin.folder.store(Some(status.clone()));
     let options = index::Options {
         cluster: settings.cluster_id.as_str().into(),
         network: settings.network.as_str().into(),
@@ -207,25 +219,31 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
         cross_namespace_routes: settings.cross_namespace_routes,
     };
     let mut writer = IndexWriter::new(options);
-    count_events(&metrics, &first);
-    let objects = first.len();
-    writer.apply(first);
-    let refused = || status.read().findings.iter().filter(|f| f.level == Level::Error).count();
-    count_state(&metrics, writer.index(), refused());
-    tracing::info!(objects, errors = refused(), "configuration read");
+    let sources::Opened { status, named, run, api_server } = sources::open(settings, &mut writer, &admin).await?;
+    let errors = status.read().errors();
+    count_state(&metrics, writer.index(), errors);
+    tracing::info!(objects = writer.index().all_objects().count(), errors, "configuration read");
 
     let (changes_tx, mut changes_rx) = mpsc::channel(64);
     let (index_tx, index_rx) = mpsc::channel(64);
-    workers.spawn(async move { folder.run(changes_tx).await.context("watching the configuration folder") });
-    until_settings_count(&mut writer, &mut changes_rx, &admin, &status).await?;
+    workers.spawn(run(changes_tx));
+    sources::until_settings_count(&mut writer, &mut changes_rx, &admin, &status).await?;
     admin.root_namespace.store(Arc::new(writer.index().mesh().root_namespace().to_owned()));
 
     let keys = fetch_keys(settings, &mut writer, &admin, &mut workers).await;
 
-    let authority = xds_listener.is_some().then(|| authority(settings, writer.index())).transpose()?;
+    let open = || authority(settings, writer.index());
+    let authority = match &api_server {
+        Some((client, _)) => {
+            Some(kubernetes::root(client, settings, open, plugged_in(writer.index()).is_some()).await?)
+        }
+        None => xds_listener.is_some().then(open).transpose()?,
+    };
     admin.index.store(Some(Arc::new(writer.index().clone())));
     hub.open(writer.index().clone());
-    workers.spawn(write_index(writer, (changes_rx, keys), index_tx, admin.clone(), status, authority.clone()));
+    let (changed_tx, changed) = watch::channel(0);
+    let told = Told { states: index_tx, changed: changed_tx, named };
+    workers.spawn(write_index(writer, (changes_rx, keys), told, admin.clone(), status, authority.clone()));
     let follow = hub.clone().follow(index_rx);
     workers.spawn(async move {
         follow.await;
@@ -237,56 +255,29 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
         let routes = Routes::new(Ads::new(hub.clone(), None));
         servers.spawn(server::serve(listener, None, routes, stop.clone()));
     }
+    if let (Some((client, served)), Some(authority)) = (api_server.clone(), authority.clone()) {
+        let parts = kubernetes::Parts { client, served, index: admin.index.clone(), changed };
+        kubernetes::start(parts, settings, authority, webhook_listener, (&mut servers, &mut workers), &stop).await?;
+    }
     if let (Some(listener), Some(authority)) = (xds_listener, authority) {
-        let authenticate: Arc<dyn Authenticate> = Arc::new(ca::Authenticator::new(&authority));
+        let authenticate: Arc<dyn Authenticate> = Arc::new(match &api_server {
+            Some((client, _)) => {
+                ca::Authenticator::with_tokens(&authority, Arc::new(ca::TokenReviews::new(client.clone())))
+            }
+            None => ca::Authenticator::new(&authority),
+        });
         admin.authenticate.store(Some(Arc::new(authenticate.clone())));
-        let names = ca::ServerNames::new(xds.0.map(|a| a.ip()), &settings.server_name)?;
+        let mut further = settings.server_name.clone();
+        if in_kubernetes {
+            further.extend(kubernetes::service_names(settings));
+        }
+        let names = ca::ServerNames::new(xds.0.map(|a| a.ip()), &further)?;
         let tls = ca::server_tls(&authority, names)?;
         let certificates = ca::grpc_service(authority, authenticate.clone(), metrics);
         let routes = Routes::new(certificates).add_service(Ads::new(hub.clone(), Some(authenticate)));
         servers.spawn(server::serve(listener, Some(tls), routes, stop.clone()));
     }
     Ok(Running { addresses, hub, servers, workers, stop })
-}
-
-/// Waits while MeshConfig is there and cannot be used: its defaults would open what it closes. Nothing is served until
-/// then, and `/ready` says why.
-async fn until_settings_count(
-    writer: &mut IndexWriter,
-    changes: &mut mpsc::Receiver<Vec<ObjectChange>>,
-    admin: &Admin<Translator>,
-    status: &RwLock<FolderStatus>,
-) -> anyhow::Result<()> {
-    /// How often it is looked whether the object was taken away, which is no change to one that was never in force.
-    const LOOK: Duration = Duration::from_millis(100);
-    while let Some(why) = unusable_settings(status, writer.index()) {
-        if **admin.waiting.load() != why {
-            tracing::error!("nothing is served until MeshConfig is mended: {why}");
-            admin.waiting.store(Arc::new(why));
-        }
-        match tokio::time::timeout(LOOK, changes.recv()).await {
-            Ok(Some(batch)) => {
-                count_events(&admin.metrics, &batch);
-                writer.apply(batch);
-            }
-            Ok(None) => anyhow::bail!("the configuration folder is not watched any more"),
-            Err(_) => {}
-        }
-    }
-    admin.waiting.store(Arc::default());
-    Ok(())
-}
-
-/// Why the MeshConfig of the folder is not in force; `None`: it is, or there is none.
-fn unusable_settings(status: &RwLock<FolderStatus>, index: &Index) -> Option<String> {
-    let status = status.read();
-    let (namespace, name, _) = MESH_CONFIG;
-    if status.objects.iter().any(|o| is_mesh_config(&o.key)) {
-        let taken_over = index.config_map(namespace, name).is_some();
-        return (!taken_over).then(|| format!("ConfigMap {namespace}/{name} is being read"));
-    }
-    let about_it = |f: &&Finding| f.level == Level::Error && f.object.as_ref().is_some_and(is_mesh_config);
-    status.findings.iter().find(about_it).map(ToString::to_string)
 }
 
 /// Begins to fetch the keys of tokens' issuers. Those of a former process count at once; where there are none, proxies
@@ -362,13 +353,21 @@ fn print_token(token: &crate::settings::Token) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Who hears of states of the index.
+struct Told {
+    states: mpsc::Sender<(Index, ChangeSet)>,
+    changed: watch::Sender<u64>,
+    /// The source, of what objects name.
+    named: Option<watch::Sender<Named>>,
+}
+
 /// Turns changed objects, and keys that were fetched, into states of the index.
 async fn write_index(
     mut writer: IndexWriter,
     (mut changes, mut keys): (mpsc::Receiver<Vec<ObjectChange>>, jwks::Keys),
-    states: mpsc::Sender<(Index, ChangeSet)>,
+    told: Told,
     admin: Arc<Admin<Translator>>,
-    status: Arc<RwLock<FolderStatus>>,
+    status: SharedStatus,
     authority: Option<Arc<Authority>>,
 ) -> anyhow::Result<()> {
     loop {
@@ -378,8 +377,7 @@ async fn write_index(
                 count_events(&admin.metrics, &batch);
                 let change = writer.apply(batch);
                 if !change.only_endpoints() || change.is_empty() {
-                    let refused = status.read().findings.iter().filter(|f| f.level == Level::Error).count();
-                    count_state(&admin.metrics, writer.index(), refused);
+                    count_state(&admin.metrics, writer.index(), status.read().errors());
                 }
                 change
             }
@@ -408,8 +406,15 @@ async fn write_index(
         {
             tracing::error!("the certificate authority stays as it was: {error:#}");
         }
+        if let Some(named) = &told.named
+            && change.objects.iter().any(|key| Index::names_others(key.kind))
+        {
+            let now = Named::of(writer.index());
+            named.send_if_modified(|was| (*was != now).then(|| *was = now).is_some());
+        }
         admin.index.store(Some(Arc::new(writer.index().clone())));
-        if states.send((writer.index().clone(), change)).await.is_err() {
+        told.changed.send_modify(|state| *state += 1);
+        if told.states.send((writer.index().clone(), change)).await.is_err() {
             break;
         }
     }

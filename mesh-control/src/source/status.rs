@@ -1,0 +1,40 @@
+//! What a source says of what it read, for `/ready`, `/debug/findings` and the log.
+
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use crate::validate::{Finding, Level};
+
+/// Shared between the source that writes it and the pages that show it.
+pub type SharedStatus = Arc<RwLock<SourceStatus>>;
+
+/// What is wrong with the objects of a source.
+#[derive(Debug, Default)]
+pub struct SourceStatus {
+    /// Findings.
+    pub findings: Vec<Finding>,
+    /// The settings of the mesh (MeshConfig) are among what is in force.
+    pub settings: bool,
+}
+
+impl SourceStatus {
+    /// Takes over what is found now; what is new goes to the log.
+    pub(super) fn publish(&mut self, findings: Vec<Finding>, settings: bool) {
+        let known: std::collections::HashSet<String> = self.findings.iter().map(ToString::to_string).collect();
+        for finding in findings.iter().filter(|f| !known.contains(&f.to_string())) {
+            match finding.level {
+                Level::Error => tracing::error!(target: "config", "{finding}"),
+                Level::Warning => tracing::warn!(target: "config", "{finding}"),
+                Level::Info => tracing::info!(target: "config", "{finding}"),
+            }
+        }
+        self.findings = findings;
+        self.settings = settings;
+    }
+
+    /// Objects that are refused, more or less.
+    pub fn errors(&self) -> usize {
+        self.findings.iter().filter(|f| f.level == Level::Error).count()
+    }
+}

@@ -1,0 +1,186 @@
+//! Writes the status of objects back to the API server.
+//!
+//! What it says is computed by `translate::status`; here it becomes what the API wants: conditions with the time of their
+//! last transition and the generation they are about, beside what other controllers have written. Written only when it
+//! differs. Must not know how a status comes about.
+
+mod merge;
+
+use std::{
+    collections::HashMap,
+    hash::{Hash as _, Hasher as _},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use futures_util::{StreamExt as _, stream};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+    core::DynamicObject,
+};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::{
+    index::Index,
+    source::{
+        kubernetes::{Served, resource},
+        object::{Kind, Object, ObjectKey},
+    },
+    translate::status,
+};
+
+/// Kinds that have a status of ours.
+const KINDS: [Kind; 9] = [
+    Kind::GatewayClass,
+    Kind::Gateway,
+    Kind::ListenerSet,
+    Kind::HttpRoute,
+    Kind::GrpcRoute,
+    Kind::TlsRoute,
+    Kind::TcpRoute,
+    Kind::BackendTlsPolicy,
+    Kind::ServiceEntry,
+];
+
+/// Changes that come closer together than this are written together.
+const SETTLE: Duration = Duration::from_millis(100);
+/// What could not be written is tried again after this.
+const AGAIN: Duration = Duration::from_secs(5);
+/// Writes at once.
+const AT_ONCE: usize = 8;
+
+/// What statuses are written from.
+#[derive(Clone)]
+pub struct Writer {
+    /// The API server.
+    pub client: Client,
+    /// What is in force.
+    pub index: Arc<ArcSwapOption<Index>>,
+    /// Versions of kinds.
+    pub served: watch::Receiver<Served>,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Writer")
+    }
+}
+
+impl Writer {
+    /// Writes while leading, after each change, until nobody says whether we lead.
+    ///
+    /// # Errors
+    /// Never; the type is that of a task.
+    pub async fn run(
+        self,
+        mut changed: watch::Receiver<u64>,
+        mut leading: watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
+        loop {
+            if leading.wait_for(|leads| *leads).await.is_err() {
+                return Ok(());
+            }
+            // Another leader may have written other things.
+            let mut written: HashMap<ObjectKey, u64> = HashMap::new();
+            while *leading.borrow() {
+                changed.borrow_and_update();
+                let complete = self.write(&mut written).await;
+                let again = async {
+                    if complete {
+                        std::future::pending().await
+                    } else {
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                };
+                tokio::select! {
+                    ended = changed.changed() => {
+                        if ended.is_err() {
+                            return Ok(());
+                        }
+                        tokio::time::sleep(SETTLE).await;
+                    }
+                    () = again => {}
+                    ended = leading.changed() => if ended.is_err() { return Ok(()) },
+                }
+            }
+        }
+    }
+
+    /// Writes what differs from what was written last. Whether all of it is.
+    async fn write(&self, written: &mut HashMap<ObjectKey, u64>) -> bool {
+        let Some(index) = self.index.load_full() else { return true };
+        let computed = tokio::task::spawn_blocking(move || computed(&index)).await.unwrap_or_default();
+        written.retain(|key, _| computed.contains_key(key));
+        let due: Vec<(ObjectKey, u64, Value)> = computed
+            .into_iter()
+            .map(|(key, status)| {
+                let mut hasher = std::hash::DefaultHasher::new();
+                status.to_string().hash(&mut hasher);
+                (key, hasher.finish(), status)
+            })
+            .filter(|(key, hash, _)| written.get(key) != Some(hash))
+            .collect();
+        let results = stream::iter(due)
+            .map(|(key, hash, status)| async move {
+                let done = self.write_one(&key, status).await;
+                if let Err(why) = &done {
+                    tracing::warn!(target: "status", object = %key, "status cannot be written: {why}");
+                }
+                (key, hash, done.is_ok())
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect::<Vec<_>>()
+            .await;
+        let mut complete = true;
+        for (key, hash, done) in results {
+            complete &= done;
+            if done {
+                written.insert(key, hash);
+            }
+        }
+        complete
+    }
+
+    async fn write_one(&self, key: &ObjectKey, status: Value) -> Result<(), String> {
+        let Some(version) = self.served.borrow().versions.get(&key.kind).cloned() else { return Ok(()) };
+        let resource = resource(key.kind, &version);
+        let api: Api<DynamicObject> = if key.kind.cluster_scoped() {
+            Api::all_with(self.client.clone(), &resource)
+        } else {
+            Api::namespaced_with(self.client.clone(), &key.namespace, &resource)
+        };
+        // Somebody may write at the same time.
+        for _ in 0..3 {
+            let Some(now) = api.get_opt(&key.name).await.map_err(|e| e.to_string())? else { return Ok(()) };
+            let current = now.data.get("status").cloned().unwrap_or_default();
+            let generation = now.metadata.generation.unwrap_or_default();
+            let time = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+            let merged = merge::merged(&status, &current, generation, &time);
+            if merge::same(&merged, &current) {
+                return Ok(());
+            }
+            let patch = json!({"metadata": {"resourceVersion": now.metadata.resource_version}, "status": merged});
+            match api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+                Ok(_) => return Ok(()),
+                Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Err("others write all the time".to_owned())
+    }
+}
+
+/// The statuses of all objects that have one. What they are about is part of them, so that a new generation is told even
+/// when nothing else changes.
+fn computed(index: &Index) -> HashMap<ObjectKey, Value> {
+    let one = |object: &Arc<Object>| {
+        let mut status = serde_json::to_value(status::of(index, object)?).ok()?;
+        status.as_object_mut()?.insert(merge::GENERATION.to_owned(), object.meta.generation.into());
+        Some((object.key.clone(), status))
+    };
+    KINDS.into_iter().flat_map(|kind| index.objects(kind)).filter_map(one).collect()
+}

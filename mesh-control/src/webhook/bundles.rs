@@ -1,0 +1,142 @@
+//! Makes our webhooks known to the API server: the roots by which it knows us, written into the webhook configurations
+//! that are installed, as often as either changes.
+
+use std::{sync::Arc, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures_util::{StreamExt as _, stream::select_all};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+    core::{ApiResource, DynamicObject, GroupVersionKind},
+    runtime::{WatchStreamExt as _, watcher},
+};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::ca::Authority;
+
+/// Whose webhooks, and by which roots they are known.
+#[derive(Debug, Clone)]
+pub struct Bundles {
+    /// Revision of this control plane.
+    pub revision: String,
+    /// Who signs the webhooks' certificate.
+    pub authority: Arc<Authority>,
+}
+
+/// Roots may change without anybody telling.
+const LOOK: Duration = Duration::from_secs(5);
+
+const KINDS: [(&str, &str); 2] = [
+    ("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
+    ("ValidatingWebhookConfiguration", "validatingwebhookconfigurations"),
+];
+
+fn api(client: &Client, (kind, plural): (&str, &str)) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", kind);
+    Api::all_with(client.clone(), &ApiResource::from_gvk_with_plural(&kind, plural))
+}
+
+/// Keeps the bundles while leading, until nobody says whether we do.
+pub async fn run(client: Client, bundles: Bundles, mut leading: watch::Receiver<bool>) -> anyhow::Result<()> {
+    loop {
+        if leading.wait_for(|leads| *leads).await.is_err() {
+            return Ok(());
+        }
+        let selector = format!("istio.io/rev={}", bundles.revision);
+        let watches = KINDS.map(|kind| {
+            let config = watcher::Config::default().labels(&selector);
+            watcher(api(&client, kind), config).default_backoff().boxed()
+        });
+        let mut events = select_all(watches);
+        let mut known: std::collections::BTreeMap<String, DynamicObject> = Default::default();
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while *leading.borrow() {
+            tokio::select! {
+                Some(event) = events.next() => match event {
+                    Ok(watcher::Event::Apply(o) | watcher::Event::InitApply(o)) => {
+                        let (kind, name) = identity(&o);
+                        let after = mend(&client, &bundles, o).await;
+                        known.insert(format!("{kind}/{name}"), after);
+                    }
+                    Ok(watcher::Event::Delete(o)) => {
+                        let (kind, name) = identity(&o);
+                        known.remove(&format!("{kind}/{name}"));
+                    }
+                    Ok(_) => {}
+                    Err(error) => tracing::debug!(target: "webhook", "webhooks cannot be watched: {error}"),
+                },
+                _ = look.tick() => {
+                    for object in known.values_mut() {
+                        *object = mend(&client, &bundles, object.clone()).await;
+                    }
+                }
+                changed = leading.changed() => if changed.is_err() { return Ok(()) },
+            }
+        }
+    }
+}
+
+fn identity(object: &DynamicObject) -> (String, String) {
+    let kind = object.types.as_ref().map(|t| t.kind.clone()).unwrap_or_default();
+    (kind, object.metadata.name.clone().unwrap_or_default())
+}
+
+/// Writes the roots where others stand. The object as it is afterwards.
+async fn mend(client: &Client, bundles: &Bundles, object: DynamicObject) -> DynamicObject {
+    let steps = steps(&object.data, &STANDARD.encode(&*bundles.authority.roots_pem()));
+    let (kind, name) = identity(&object);
+    let Some(kind) = KINDS.into_iter().find(|(k, _)| *k == kind) else { return object };
+    if steps.is_empty() {
+        return object;
+    }
+    let Ok(patch) = serde_json::from_value(Value::Array(steps)) else { return object };
+    let patch: Patch<()> = Patch::Json(patch);
+    match api(client, kind).patch(&name, &PatchParams::default(), &patch).await {
+        Ok(after) => {
+            tracing::info!(target: "webhook", kind = kind.0, name, "the API server knows our roots");
+            after
+        }
+        Err(error) => {
+            tracing::warn!(target: "webhook", kind = kind.0, name, "roots cannot be written: {error}");
+            object
+        }
+    }
+}
+
+/// What is to be changed: bundles, and the policy of a validating webhook that was installed before anybody answered it.
+fn steps(object: &Value, bundle: &str) -> Vec<Value> {
+    let mut out = Vec::new();
+    for (i, webhook) in object.get("webhooks").and_then(Value::as_array).into_iter().flatten().enumerate() {
+        let config = webhook.get("clientConfig").unwrap_or(&Value::Null);
+        // One that leads to somewhere else is not ours.
+        let ours = config.pointer("/service/path").and_then(Value::as_str);
+        let Some(path) = ours.filter(|p| p.starts_with("/inject") || p.starts_with("/validate")) else { continue };
+        if config.get("caBundle").and_then(Value::as_str) != Some(bundle) {
+            out.push(json!({"op": "add", "path": format!("/webhooks/{i}/clientConfig/caBundle"), "value": bundle}));
+        }
+        if path.starts_with("/validate") && webhook.get("failurePolicy").and_then(Value::as_str) == Some("Ignore") {
+            out.push(json!({"op": "add", "path": format!("/webhooks/{i}/failurePolicy"), "value": "Fail"}));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_differs_in_our_own_is_written() {
+        let hook = |path: &str, bundle: &str, policy: &str| json!({"clientConfig": {"service": {"path": path}, "caBundle": bundle}, "failurePolicy": policy});
+        let all = json!({"webhooks": [
+            hook("/inject", "old", "Fail"), hook("/inject", "new", "Fail"), hook("/other", "old", "Ignore"),
+            hook("/validate", "new", "Ignore"),
+        ]});
+        let paths: Vec<String> = steps(&all, "new").iter().map(|s| s["path"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(paths, ["/webhooks/0/clientConfig/caBundle", "/webhooks/3/failurePolicy"]);
+        assert!(steps(&json!({}), "new").is_empty());
+    }
+}
