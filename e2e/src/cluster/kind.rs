@@ -32,10 +32,15 @@ pub(super) async fn down(name: &str) -> Result<()> {
     prerequisites().await?;
     let kubeconfig = kubeconfig(name)?;
     kind(&["delete", "cluster", "--name", name, "--kubeconfig", &kubeconfig.display().to_string()]).await?;
-    match std::fs::remove_file(&kubeconfig) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context("cannot remove the kubeconfig"),
-        _ => Ok(()),
+    for gone in [std::fs::remove_file(&kubeconfig), std::fs::remove_dir_all(kubeconfig.with_extension("cache"))] {
+        match gone {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context("cannot remove the kubeconfig");
+            }
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 pub(super) async fn import_image(name: &str, archive: &Path) -> Result<()> {

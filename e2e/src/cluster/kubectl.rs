@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use super::Cluster;
+use super::{Cluster, Provided};
 
 /// Of one call. What waits longer says so itself (`--timeout`) and is still well below.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -50,8 +50,20 @@ impl Cluster {
 
     /// `kubectl` with words, not started yet: for what runs beside a scenario. It ends when its handle is dropped.
     pub fn kubectl_command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
-        let mut command = Command::new(self.kubectl_program());
+        let mut command = match &self.provided {
+            // It must not outlive a run that is killed: its cluster is gone then, without a word to its connections.
+            Provided::Local(_) => {
+                let mut command = Command::new("setpriv");
+                command.args(["--pdeathsig", "KILL", "--"]).arg(self.kubectl_program());
+                command
+            }
+            Provided::Kind | Provided::Given => Command::new(self.kubectl_program()),
+        };
         command.env("KUBECONFIG", self.kubeconfig()).args(args).kill_on_drop(true);
+        // What it remembers of an API server goes with the cluster: the next one may have the same address.
+        if !matches!(self.provided, Provided::Given) {
+            command.env("KUBECACHEDIR", self.kubeconfig().with_extension("cache"));
+        }
         command
     }
 }

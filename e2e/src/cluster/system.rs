@@ -16,6 +16,7 @@ pub const RUNNING: &[(&str, &str)] = &[
     ("nsenter", "util-linux"),
     ("unshare", "util-linux"),
     ("setsid", "util-linux"),
+    ("setpriv", "util-linux"),
 ];
 
 /// Programs that building its parts takes.

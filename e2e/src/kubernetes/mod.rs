@@ -4,6 +4,7 @@
 //! This owns the run: the cluster, the images, one line for each check, the result. What is checked is the scenarios'.
 
 mod images;
+mod machinery;
 mod reach;
 mod smoke;
 
@@ -36,6 +37,8 @@ pub type Running<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 pub const ALL: &[Scenario] = &[
     Scenario { name: "smoke", run: |context| Box::pin(smoke::run(context)) },
     Scenario { name: "images", run: |context| Box::pin(images::run(context)) },
+    Scenario { name: "parts", run: |context| Box::pin(machinery::parts(context)) },
+    Scenario { name: "two-clusters", run: |context| Box::pin(machinery::two(context)) },
 ];
 
 /// Where, and what to run.

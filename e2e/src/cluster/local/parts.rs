@@ -224,6 +224,8 @@ impl Parts<'_> {
             format!("--cluster-signing-key-file={}", pki("ca.key")),
             format!("--client-ca-file={}", pki("ca.crt")),
             format!("--requestheader-client-ca-file={}", pki("front-proxy-ca.crt")),
+            // It makes the folder, which is the machine's otherwise.
+            format!("--flex-volume-plugin-dir={}", self.file("plugins")),
             // With the usual 20 a second its controllers start five seconds later, and no pod before that.
             "--kube-api-qps=300".to_owned(),
             "--kube-api-burst=500".to_owned(),
