@@ -23,6 +23,7 @@ const usage = `usage:
   probe get [-timeout 5s] [-count 1] [-header 'N: v'] URL print the status and the body of each answer
   probe send [-timeout 5s] HOST:PORT TEXT                 send a line over TCP, print the line that comes back
   probe lookup [-timeout 5s] NAME                         print the addresses of a name
+  probe load [-rate 25] [-clients 1] [-duration 5s | -count N] URL  ask at a steady rate, print who answered how often
   probe cat FILE                                          print a file
 `
 
@@ -33,7 +34,7 @@ func main() {
 		os.Exit(2)
 	}
 	commands := map[string]func([]string) error{
-		"serve": serve, "get": get, "send": send, "lookup": lookup, "cat": cat,
+		"serve": serve, "get": get, "send": send, "lookup": lookup, "load": load, "cat": cat,
 	}
 	command, known := commands[os.Args[1]]
 	if !known {

@@ -1,0 +1,189 @@
+//! The mesh on a cluster: installed once a run by `meshctl install`, then scenarios with traffic.
+//!
+//! Owns the installation and what scenarios of the mesh share: workloads of the probe, who asks whom. What must hold is
+//! the scenarios'.
+
+pub(super) mod control_plane;
+pub(super) mod rollout;
+pub(super) mod traffic;
+pub(super) mod wire;
+pub(super) mod workloads;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+use tokio::process::Command;
+
+use super::Context;
+
+/// Namespace of the control plane.
+pub(super) const ROOT: &str = "istio-system";
+/// How long pods may take.
+pub(super) const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a change may take to reach all proxies.
+pub(super) const REACHES: Duration = Duration::from_secs(10);
+
+/// What is said of the installation.
+const SETTINGS: &[&str] = &[
+    "--set",
+    "profile=minimal",
+    "--set",
+    "hub=localhost/mesh",
+    "--set",
+    "tag=dev",
+    "--set",
+    "values.pilot.autoscaleEnabled=false",
+    "--set",
+    "values.global.proxy.resources.requests.cpu=10m",
+    "--set",
+    "values.pilot.resources.requests.cpu=10m",
+];
+
+/// Runs `meshctl` on the cluster; what it printed.
+pub(super) async fn meshctl(context: &Context<'_>, args: &[&str]) -> Result<String> {
+    let program = crate::python::binaries()?.join("meshctl");
+    let mut command = Command::new(program);
+    command.args(args).arg("--kubeconfig").arg(context.cluster().kubeconfig());
+    let done = command.stdin(std::process::Stdio::null()).output().await.context("meshctl")?;
+    let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    ensure!(done.status.success(), "meshctl {}: {}\n{out}{err}", args.join(" "), done.status);
+    Ok(format!("{out}{err}"))
+}
+
+/// Installs the mesh; one that is there changes nothing.
+pub(super) async fn install(context: &Context<'_>) -> Result<String> {
+    let args = [&["install", "-y", "--readiness-timeout", "90s"], SETTINGS].concat();
+    let done = meshctl(context, &args).await;
+    match done {
+        Ok(said) => Ok(said),
+        Err(error) => {
+            let pods = context.cluster().kubectl(&["-n", ROOT, "get", "pods", "-o", "wide"]).await.unwrap_or_default();
+            let logs = context.cluster().kubectl(&["-n", ROOT, "logs", "deployment/istiod", "--tail=30"]).await;
+            Err(error.context(format!("{pods}\n{}", logs.unwrap_or_else(|e| e.to_string()))))
+        }
+    }
+}
+
+/// The mesh is there, and pods of the scenario's namespace are injected.
+pub(super) async fn joined(context: &Context<'_>) -> Result<()> {
+    context.mesh(install(context)).await?;
+    let namespace = context.namespace.as_str();
+    context.cluster().kubectl(&["label", "namespace", namespace, "istio-injection=enabled"]).await?;
+    Ok(())
+}
+
+/// A Deployment of the probe, with its own service account.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Workload<'a> {
+    pub(super) name: &'a str,
+    /// `app` label: whose Service it is of.
+    pub(super) app: &'a str,
+    pub(super) version: &'a str,
+    pub(super) replicas: u32,
+    /// Annotations and labels of its pods, as YAML of their maps.
+    pub(super) annotations: &'a str,
+    pub(super) labels: &'a str,
+}
+
+impl<'a> Workload<'a> {
+    pub(super) const fn new(name: &'a str) -> Self {
+        Self { name, app: name, version: "v1", replicas: 1, annotations: "", labels: "" }
+    }
+
+    /// Account and Deployment.
+    pub(super) fn manifest(&self) -> String {
+        let Self { name, app, version, replicas, annotations, labels } = *self;
+        format!(
+            "
+apiVersion: v1
+kind: ServiceAccount
+metadata: {{name: {name}}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: {app}, version: {version}}}}}
+  strategy: {{rollingUpdate: {{maxUnavailable: 0, maxSurge: 1}}}}
+  template:
+    metadata:
+      annotations: {{{annotations}}}
+      labels: {{app: {app}, version: {version}{labels}}}
+    spec:
+      serviceAccountName: {name}
+      terminationGracePeriodSeconds: 10
+      containers:
+      - name: app
+        image: localhost/mesh/probe:1
+        args: [serve, -name, {name}, -tcp, ':9000']
+        ports: [{{containerPort: 8080}}, {{containerPort: 9000}}]
+        readinessProbe: {{httpGet: {{path: /ready, port: 8080}}, periodSeconds: 1}}
+        securityContext: {{readOnlyRootFilesystem: true, runAsNonRoot: true, allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}
+---
+"
+        )
+    }
+}
+
+/// A Service for HTTP on 80 and server-first TCP on 9000.
+pub(super) fn service(app: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Service
+metadata: {{name: {app}}}
+spec:
+  selector: {{app: {app}}}
+  ports: [{{name: http, port: 80, targetPort: 8080}}, {{name: tcp, port: 9000}}]
+---
+"
+    )
+}
+
+/// Runs the probe in a workload; what it printed.
+pub(super) async fn probe(context: &Context<'_>, from: &str, args: &[&str]) -> Result<String> {
+    let pod = format!("deployment/{from}");
+    context.kubectl(&[&["exec", &pod, "-c", "app", "--", "/probe"], args].concat()).await
+}
+
+/// Status and body of a GET from a workload.
+pub(super) async fn get(context: &Context<'_>, from: &str, args: &[&str]) -> Result<(u16, String)> {
+    let answer = probe(context, from, &[&["get", "-timeout", "5s"], args].concat()).await?;
+    let (status, body) = answer.trim().split_once(' ').unwrap_or((answer.trim(), ""));
+    Ok((status.parse().with_context(|| format!("no status in {answer:?}"))?, body.to_owned()))
+}
+
+/// What came of a load.
+#[derive(Debug, Deserialize)]
+pub(super) struct Tally {
+    pub(super) sent: u32,
+    pub(super) failed: u32,
+    pub(super) by: BTreeMap<String, u32>,
+    #[serde(default)]
+    pub(super) errors: BTreeMap<String, u32>,
+}
+
+impl Tally {
+    /// # Errors
+    /// When a request failed.
+    pub(super) fn none_failed(&self) -> Result<()> {
+        ensure!(self.failed == 0, "{} of {} requests failed: {:?}", self.failed, self.sent, self.errors);
+        ensure!(self.sent > 0, "no request was sent");
+        Ok(())
+    }
+
+    /// The share of a server, in percent.
+    pub(super) fn share(&self, name: &str) -> f64 {
+        let own = self.by.get(name).copied().unwrap_or_default();
+        100.0 * f64::from(own) / f64::from(self.sent.max(1))
+    }
+}
+
+/// Asks at a steady rate from a workload.
+pub(super) async fn load(context: &Context<'_>, from: &str, args: &[&str]) -> Result<Tally> {
+    let text = probe(context, from, &[&["load"], args].concat()).await?;
+    serde_json::from_str(text.trim()).with_context(|| format!("no tally in {text:?}"))
+}

@@ -1,0 +1,212 @@
+//! Pods join the mesh without a change of theirs: capture, identities, encryption, who may speak with whom.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use super::super::{Context, eventually};
+use super::{PATIENCE, REACHES, Workload, get, install, joined, probe, service, wire};
+
+pub(in super::super) async fn run(context: &Context<'_>) -> Result<()> {
+    context.check("meshctl installs the mesh", joined(context)).await?;
+    let _ = context.check("a second installation changes nothing", again(context)).await;
+    context.check("pods of a labelled namespace get a proxy and are ready", pods(context)).await?;
+    let _ = context.check("requests are captured, and carry the identity of the caller", identity(context)).await;
+    let _ = context.check("pods are reached by their own address and call themselves", own_address(context)).await;
+    let _ = context.check("a server that speaks first is heard", server_first(context)).await;
+    if context.is_near() {
+        let _ = context.check("what crosses the wire is encrypted", encrypted(context)).await;
+    }
+    let _ = context.check("PERMISSIVE serves a pod without proxy", permissive(context)).await;
+    let _ = context.check("STRICT refuses a pod without proxy, and serves one with", strict(context)).await;
+    let _ = context.check("DISABLE on a port opens that port only", port_level(context)).await;
+    let _ = context.check("a policy by service account holds, and tells its name", policy(context)).await;
+    context.check("what cannot work is refused by the API server", refused(context)).await
+}
+
+async fn again(context: &Context<'_>) -> Result<()> {
+    let generation = async || {
+        let all = context.cluster().json(&["-n", super::ROOT, "get", "deployments,configmaps,services"]).await?;
+        let of = |o: &Value| (o["metadata"]["name"].clone(), o["metadata"]["resourceVersion"].clone());
+        let versions: Vec<_> = all["items"].as_array().context("no items")?.iter().map(of).collect();
+        Ok::<_, anyhow::Error>(versions)
+    };
+    let before = generation().await?;
+    install(context).await?;
+    ensure!(before == generation().await?, "objects have other versions");
+    Ok(())
+}
+
+async fn pods(context: &Context<'_>) -> Result<()> {
+    let plain = Workload { labels: ", sidecar.istio.io/inject: 'false'", ..Workload::new("plain") };
+    let all = [Workload::new("client"), Workload::new("server"), plain];
+    let manifests: String = all.iter().map(Workload::manifest).collect();
+    context.apply(&format!("{manifests}{}{}", service("server"), service("client"))).await?;
+    for workload in all {
+        context.rolled_out(workload.name, PATIENCE).await?;
+    }
+    let pods = context.json(&["get", "pods", "-l", "app=server"]).await?;
+    let spec = &pods["items"][0]["spec"];
+    let names = |field: &str| -> Vec<String> {
+        let all = spec[field].as_array().cloned().unwrap_or_default();
+        all.iter().filter_map(|c| c["name"].as_str().map(str::to_owned)).collect()
+    };
+    let all = [names("initContainers"), names("containers")].concat();
+    ensure!(all.iter().any(|n| n == "istio-proxy"), "containers are {all:?}");
+    let pods = context.json(&["get", "pods", "-l", "app=plain"]).await?;
+    ensure!(!pods.to_string().contains("istio-proxy"), "a pod that says no has a proxy");
+    Ok(())
+}
+
+/// What the server saw of a request.
+async fn seen(context: &Context<'_>, from: &str, url: &str) -> Result<Value> {
+    let (status, body) = get(context, from, &[url]).await?;
+    ensure!(status == 200, "{status} {body}");
+    Ok(serde_json::from_str(&body)?)
+}
+
+async fn identity(context: &Context<'_>) -> Result<()> {
+    let expected = format!("spiffe://cluster.local/ns/{}/sa/client", context.namespace);
+    eventually(REACHES, async || {
+        let seen = seen(context, "client", "http://server/hello").await?;
+        let certificate = seen["headers"]["X-Forwarded-Client-Cert"].to_string();
+        ensure!(certificate.contains(&expected), "{seen}");
+        ensure!(seen["headers"].get("X-Request-Id").is_some(), "no request id: {seen}");
+        Ok(())
+    })
+    .await
+}
+
+async fn own_address(context: &Context<'_>) -> Result<()> {
+    let pods = context.json(&["get", "pods", "-l", "app=server"]).await?;
+    let ip = pods["items"][0]["status"]["podIP"].as_str().context("no address")?.to_owned();
+    let by_address = seen(context, "client", &format!("http://{ip}:8080/")).await?;
+    ensure!(by_address["name"] == "server", "{by_address}");
+    let itself = seen(context, "server", &format!("http://{ip}:8080/")).await?;
+    ensure!(itself["name"] == "server", "{itself}");
+    let by_service = seen(context, "server", "http://server/").await?;
+    ensure!(by_service["name"] == "server", "{by_service}");
+    Ok(())
+}
+
+async fn server_first(context: &Context<'_>) -> Result<()> {
+    let said = probe(context, "client", &["send", "server:9000", "hello"]).await?;
+    ensure!(said.contains("server hello"), "{said:?}");
+    Ok(())
+}
+
+async fn encrypted(context: &Context<'_>) -> Result<()> {
+    let marker = "x-marker-of-the-wire";
+    let ask = |from: &'static str, target: String| async move {
+        for _ in 0..10 {
+            let header = format!("{marker}: 1");
+            get(context, from, &["-header", &header, &target]).await?;
+        }
+        Ok(())
+    };
+    // What is looked for must be found where nothing hides it, else finding nothing tells nothing.
+    let plain = wire::saw(context, marker, ask("plain", "http://server/".to_owned())).await?;
+    ensure!(plain, "the marker of a plain request was not seen on the wire");
+    let meshed = wire::saw(context, marker, ask("client", "http://server/".to_owned())).await?;
+    ensure!(!meshed, "the marker of a request between proxies was seen on the wire");
+    Ok(())
+}
+
+async fn permissive(context: &Context<'_>) -> Result<()> {
+    let seen = seen(context, "plain", "http://server/").await?;
+    ensure!(seen["headers"].get("X-Forwarded-Client-Cert").is_none(), "{seen}");
+    Ok(())
+}
+
+const STRICT: &str = "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default}
+spec: {mtls: {mode: STRICT}}
+";
+
+/// A plain pod is refused: no answer from the application.
+async fn refuses_plain(context: &Context<'_>, target: &str) -> Result<()> {
+    match get(context, "plain", &[target]).await {
+        Ok((status, body)) => bail!("it was served: {status} {body}"),
+        Err(_) => Ok(()),
+    }
+}
+
+async fn strict(context: &Context<'_>) -> Result<()> {
+    context.apply(STRICT).await?;
+    eventually(REACHES, async || refuses_plain(context, "http://server/").await).await?;
+    seen(context, "client", "http://server/").await.map(drop)
+}
+
+async fn port_level(context: &Context<'_>) -> Result<()> {
+    context
+        .apply(
+            "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: server}
+spec:
+  selector: {matchLabels: {app: server}}
+  mtls: {mode: STRICT}
+  portLevelMtls: {9000: {mode: DISABLE}}
+",
+        )
+        .await?;
+    eventually(REACHES, async || {
+        let said = probe(context, "plain", &["send", "-timeout", "2s", "server:9000", "hello"]).await?;
+        ensure!(said.contains("server hello"), "{said:?}");
+        Ok(())
+    })
+    .await?;
+    refuses_plain(context, "http://server/").await?;
+    seen(context, "client", "http://server/").await?;
+    let said = probe(context, "client", &["send", "server:9000", "hello"]).await?;
+    ensure!(said.contains("server hello"), "{said:?}");
+    context.kubectl(&["delete", "peerauthentication", "--all"]).await.map(drop)
+}
+
+async fn policy(context: &Context<'_>) -> Result<()> {
+    context
+        .apply(&format!(
+            "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: no-client}}
+spec:
+  selector: {{matchLabels: {{app: server}}}}
+  action: DENY
+  rules: [{{from: [{{source: {{principals: [cluster.local/ns/{}/sa/client]}}}}]}}]
+",
+            context.namespace
+        ))
+        .await?;
+    eventually(REACHES, async || {
+        let (status, body) = get(context, "client", &["http://server/"]).await?;
+        ensure!(status == 403 && body.contains("RBAC: access denied"), "{status} {body}");
+        Ok(())
+    })
+    .await?;
+    seen(context, "plain", "http://server/").await?;
+    context.kubectl(&["delete", "authorizationpolicy", "no-client"]).await?;
+    eventually(REACHES, async || seen(context, "client", "http://server/").await).await.map(drop)
+}
+
+async fn refused(context: &Context<'_>) -> Result<()> {
+    let bad = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: bad}
+spec: {hosts: [server], http: [{match: [{uri: {regex: '('}}], route: [{destination: {host: server}}]}]}
+";
+    eventually(Duration::from_secs(10), async || match context.apply(bad).await {
+        Ok(()) => bail!("it was taken"),
+        Err(error) => {
+            let text = format!("{error:#}");
+            ensure!(text.contains("spec.http[0].match[0].uri"), "{text}");
+            Ok(())
+        }
+    })
+    .await
+}
