@@ -3,12 +3,14 @@
 //! Data goes to standard output, messages to standard error. Exit codes are listed in `exit`.
 
 mod args;
+mod chart;
 mod client;
 mod cmd;
 mod demo;
 #[cfg(test)]
 mod documented;
 mod exit;
+mod install;
 mod output;
 
 use std::process::ExitCode;

@@ -1,0 +1,4 @@
+//! Installation on Kubernetes.
+
+#[cfg(test)]
+mod crds;
