@@ -25,7 +25,8 @@ struct Facts {
 const AGE: (&str, &str, &str) = ("Age", ".metadata.creationTimestamp", "When the object was created");
 
 fn facts(kind: Kind) -> Option<Facts> {
-    let f = |plural, short, columns, spec_required, stored| Some(Facts { plural, short, columns, spec_required, stored });
+    let f =
+        |plural, short, columns, spec_required, stored| Some(Facts { plural, short, columns, spec_required, stored });
     match kind {
         Kind::VirtualService => {
             const COLUMNS: &[(&str, &str, &str)] = &[
@@ -160,7 +161,8 @@ fn all() -> Vec<(String, Value)> {
 
 #[test]
 fn files_are_what_the_types_say() {
-    const HEAD: &str = "# Made from the types of mesh-api: MESH_WRITE=1 cargo test -p mesh-cli --bin meshctl install::crds\n";
+    const HEAD: &str =
+        "# Made from the types of mesh-api: MESH_WRITE=1 cargo test -p mesh-cli --bin meshctl install::crds\n";
     for (name, definition) in all() {
         let path = folder().join(format!("{name}.yaml"));
         let text = format!("{HEAD}{}", serde_saphyr::to_string(&definition).unwrap());

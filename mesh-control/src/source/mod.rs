@@ -9,6 +9,6 @@ pub mod ingress;
 mod kept;
 pub mod manifest;
 pub mod object;
-pub(crate) mod position;
+pub mod position;
 pub mod schema;
 pub mod watch;

@@ -22,10 +22,11 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Result<Value, String> {
         },
         ("fail", [Value::String(why)]) => Err(why.clone()),
         ("list", items) => Ok(Value::Array(items.to_vec())),
-        ("dict", pairs) if pairs.len() % 2 == 0 => {
-            pairs.chunks(2).map(|pair| Ok((text(&pair[0])?, pair[1].clone()))).collect::<Result<Map<_, _>, _>>()
-                .map(Value::Object)
-        }
+        ("dict", pairs) if pairs.len() % 2 == 0 => pairs
+            .chunks(2)
+            .map(|pair| Ok((text(&pair[0])?, pair[1].clone())))
+            .collect::<Result<Map<_, _>, _>>()
+            .map(Value::Object),
         ("append", [Value::Array(items), v]) => Ok(items.iter().chain([v]).cloned().collect()),
         ("concat", lists) => {
             let items = |list: &Value| list.as_array().cloned().ok_or_else(wrong);
@@ -57,6 +58,11 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Result<Value, String> {
             let all = text(v)?;
             Ok(Value::String(all.strip_suffix(end.as_str()).unwrap_or(&all).to_owned()))
         }
+        ("trimPrefix", [Value::String(start), v]) => {
+            let all = text(v)?;
+            Ok(Value::String(all.strip_prefix(start.as_str()).unwrap_or(&all).to_owned()))
+        }
+        ("replace", [Value::String(old), Value::String(new), v]) => Ok(Value::String(text(v)?.replace(old, new))),
         ("contains", [Value::String(part), Value::String(all)]) => Ok(Value::Bool(all.contains(part.as_str()))),
         ("indent", [Value::Number(n), v]) => indent(n, &text(v)?).map(Value::String),
         ("nindent", [Value::Number(n), v]) => Ok(Value::String(format!("\n{}", indent(n, &text(v)?)?))),
@@ -66,9 +72,37 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Result<Value, String> {
 }
 
 const KNOWN: &[&str] = &[
-    "not", "eq", "ne", "gt", "default", "ternary", "required", "fail", "dict", "append", "concat", "hasKey", "has", "pick",
-    "omit", "deepCopy", "toYaml", "toJson", "toPrettyJson", "printf", "quote", "toString", "int", "trim", "trimSuffix",
-    "contains", "indent", "nindent", "include",
+    "not",
+    "eq",
+    "ne",
+    "gt",
+    "default",
+    "ternary",
+    "required",
+    "fail",
+    "dict",
+    "append",
+    "concat",
+    "hasKey",
+    "has",
+    "pick",
+    "omit",
+    "deepCopy",
+    "toYaml",
+    "toJson",
+    "toPrettyJson",
+    "printf",
+    "quote",
+    "toString",
+    "int",
+    "trim",
+    "trimSuffix",
+    "trimPrefix",
+    "replace",
+    "contains",
+    "indent",
+    "nindent",
+    "include",
 ];
 
 fn same(a: &Value, b: &Value) -> bool {
@@ -84,7 +118,7 @@ fn chosen(map: &Map<String, Value>, keys: &[Value], wanted: bool) -> Value {
 }
 
 /// Puts under a value what it lacks; what it has stays, map by map.
-pub(super) fn merge(value: &mut Value, under: &Value) {
+pub fn merge(value: &mut Value, under: &Value) {
     match (value, under) {
         (Value::Object(map), Value::Object(under)) => {
             for (key, v) in under {

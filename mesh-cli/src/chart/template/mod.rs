@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+pub use self::functions::merge;
 use self::parse::Node;
 
 /// Files that templates may read: `.Files.Get`, `.Files.Glob`.

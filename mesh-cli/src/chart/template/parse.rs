@@ -131,6 +131,8 @@ enum Word {
     Text(String),
     /// Names, numbers, `.a.b`, `$x.y`.
     Plain(String),
+    /// `.a.b` right behind a `)`: fields of what stands in the parentheses.
+    Fields(String),
     /// `(`
     Open,
     /// `)`
@@ -178,7 +180,9 @@ fn words(action: &str) -> Result<Vec<Word>, String> {
                 if end == 0 {
                     return Err(format!("{first} is not understood"));
                 }
-                found.push(Word::Plain(rest[..end].to_owned()));
+                let behind = action[..action.len() - rest.len()].ends_with(')');
+                let word = rest[..end].to_owned();
+                found.push(if behind && first == '.' { Word::Fields(word) } else { Word::Plain(word) });
                 end
             }
         };
@@ -388,11 +392,10 @@ fn operand(rest: &mut &[Word]) -> Result<Expr, String> {
             let inner = pipeline(rest)?;
             let [Word::Close, after @ ..] = *rest else { return Err("a ( without its )".to_owned()) };
             *rest = after;
-            // A field of what stands in the parentheses.
             match after {
-                [Word::Plain(path), after @ ..] if path.len() > 1 && path.starts_with('.') => {
+                [Word::Fields(path), after @ ..] => {
                     *rest = after;
-                    Ok(fields(inner, &path[1..]))
+                    Ok(fields(inner, path))
                 }
                 _ => Ok(inner),
             }

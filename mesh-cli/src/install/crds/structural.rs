@@ -156,8 +156,19 @@ fn describe(schema: &mut Value, from: &Value) {
 /// What an API server refuses in a schema.
 pub(super) fn check(schema: &Value, at: &str) -> Result<(), String> {
     const KNOWN: &[&str] = &[
-        "type", "properties", "additionalProperties", "items", "enum", "minimum", "maximum", "format", "description",
-        "required", "anyOf", "x-kubernetes-preserve-unknown-fields", "x-kubernetes-int-or-string",
+        "type",
+        "properties",
+        "additionalProperties",
+        "items",
+        "enum",
+        "minimum",
+        "maximum",
+        "format",
+        "description",
+        "required",
+        "anyOf",
+        "x-kubernetes-preserve-unknown-fields",
+        "x-kubernetes-int-or-string",
     ];
     let fields = schema.as_object().ok_or_else(|| format!("{at} is no schema"))?;
     if let Some(key) = fields.keys().find(|k| !KNOWN.contains(&k.as_str())) {
