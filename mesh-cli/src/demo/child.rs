@@ -36,8 +36,11 @@ impl Role {
     }
 }
 
-/// Runs as a child if the first word of the command line says so.
+/// Runs as a child if the first word of the command line says so. Applications also run by themselves, in pods.
 pub fn run(first: &OsStr, rest: impl Iterator<Item = OsString>) -> Option<ExitCode> {
+    if first == "app" {
+        return Some(apps::main(std::iter::once(OsString::from("meshctl app")).chain(rest)));
+    }
     let role = Role::ALL.into_iter().find(|r| first == r.word())?;
     tie_to_parent();
     let args = std::iter::once(OsString::from(role.word())).chain(rest);

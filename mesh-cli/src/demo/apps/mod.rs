@@ -33,9 +33,9 @@ struct Flags {
     #[arg(long)]
     listen: SocketAddr,
     /// Service it calls.
-    #[arg(long, requires = "proxy")]
+    #[arg(long)]
     calls: Option<String>,
-    /// HTTP proxy for its calls: its sidecar.
+    /// HTTP proxy for its calls: its sidecar. Without, it calls the service itself, and traffic is redirected or not.
     #[arg(long)]
     proxy: Option<SocketAddr>,
 }
@@ -133,8 +133,8 @@ async fn journey(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
         problem: None,
     };
     let mut status = StatusCode::OK;
-    if let (Some(service), Some(proxy)) = (&app.flags.calls, app.flags.proxy) {
-        match app.call(service, proxy, &headers).await {
+    if let Some(service) = &app.flags.calls {
+        match app.call(service, &headers).await {
             Ok(next) => {
                 // A problem further down is this request's problem too.
                 if next.problem.is_some() {
@@ -172,16 +172,21 @@ impl Peer {
 }
 
 impl App {
-    /// GET /journey of a service, through the sidecar.
-    async fn call(&self, service: &str, proxy: SocketAddr, headers: &HeaderMap) -> Result<Journey, String> {
-        let mut request = http::Request::get(format!("http://{service}/journey")).header("host", service);
+    /// GET /journey of a service.
+    async fn call(&self, service: &str, headers: &HeaderMap) -> Result<Journey, String> {
+        // A proxy is asked for the whole URL, a server for the path.
+        let target = match self.flags.proxy {
+            Some(_) => format!("http://{service}/journey"),
+            None => "/journey".to_owned(),
+        };
+        let mut request = http::Request::get(target).header("host", service);
         for name in HANDED_ON {
             if let Some(value) = headers.get(name) {
                 request = request.header(HeaderName::from_static(name), value);
             }
         }
         let request = request.body(Empty::new()).map_err(|e| e.to_string())?;
-        let answer = tokio::time::timeout(Duration::from_secs(15), self.send(proxy, request)).await;
+        let answer = tokio::time::timeout(Duration::from_secs(15), self.send(service, request)).await;
         let (status, body) = answer.map_err(|_| format!("{service} did not answer within 15 s"))??;
         let parsed = serde_json::from_slice::<Journey>(&body);
         match parsed {
@@ -190,30 +195,38 @@ impl App {
         }
     }
 
-    async fn send(
-        &self,
-        proxy: SocketAddr,
-        request: http::Request<Empty<Bytes>>,
-    ) -> Result<(StatusCode, Bytes), String> {
-        let mut sender = self.sender(proxy).await?;
-        let response = sender.send_request(request).await.map_err(|e| format!("sidecar: {e}"))?;
+    async fn send(&self, service: &str, request: http::Request<Empty<Bytes>>) -> Result<(StatusCode, Bytes), String> {
+        let next_hop = if self.flags.proxy.is_some() { "sidecar" } else { service };
+        let failed = |e: &dyn std::fmt::Display| format!("{next_hop}: {e}");
+        let mut sender = self.sender(service, failed).await?;
+        let response = sender.send_request(request).await.map_err(|e| failed(&e))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), 1 << 20).collect().await.map_err(|e| format!("sidecar: {e}"))?;
+        let body = Limited::new(response.into_body(), 1 << 20).collect().await.map_err(|e| failed(&e))?;
         self.connection.lock().await.push(sender);
         Ok((status, body.to_bytes()))
     }
 
-    /// A connection to the sidecar that is free, or a new one.
-    async fn sender(&self, proxy: SocketAddr) -> Result<Sender, String> {
+    /// A connection to the sidecar, or else to the service, that is free, or a new one.
+    async fn sender(&self, service: &str, failed: impl Fn(&dyn std::fmt::Display) -> String) -> Result<Sender, String> {
         while let Some(mut sender) = self.connection.lock().await.pop() {
             if sender.ready().await.is_ok() {
                 return Ok(sender);
             }
         }
-        let stream = tokio::net::TcpStream::connect(proxy).await.map_err(|e| format!("sidecar {proxy}: {e}"))?;
+        let stream = match self.flags.proxy {
+            Some(proxy) => {
+                let connected = tokio::net::TcpStream::connect(proxy).await;
+                connected.map_err(|e| format!("sidecar {proxy}: {e}"))?
+            }
+            None => {
+                // As in a URL: a service without a port is on 80.
+                let place = if service.contains(':') { service.to_owned() } else { format!("{service}:80") };
+                tokio::net::TcpStream::connect(place).await.map_err(|e| failed(&e))?
+            }
+        };
         let _ = stream.set_nodelay(true);
         let (sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| format!("sidecar: {e}"))?;
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(&e))?;
         tokio::spawn(connection);
         Ok(sender)
     }

@@ -1,0 +1,3 @@
+module mesh.test/kubernetes/node
+
+go 1.26.0
