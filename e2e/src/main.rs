@@ -34,8 +34,16 @@ enum Run {
     Schemas(e2e::schemas::Options),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    // Whole chains of causes in one line; where in the code they came up helps nobody who runs this.
+    run(Cli::parse().command).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Run(Run::Foreign(options)) => e2e::foreign::run(&options),
         Command::Run(Run::Interop(options)) => e2e::interop::run(&options),
         Command::Run(Run::Local(options)) => runtime()?.block_on(e2e::kubernetes::run(&options)),

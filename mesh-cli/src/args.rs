@@ -33,6 +33,23 @@ pub enum Command {
     Inject(InjectArgs),
     /// Take sidecars out of manifests again
     Uninject(UninjectArgs),
+    /// Install a control plane and gateways into a Kubernetes cluster; what is there is brought up to date
+    Install(InstallArgs),
+    /// The same, for a mesh that is there
+    Upgrade(InstallArgs),
+    /// Remove what was installed
+    Uninstall(UninstallArgs),
+    /// Show what an installation would change in the cluster
+    Diff(DiffArgs),
+    /// Manifests of an installation
+    #[command(subcommand)]
+    Manifest(ManifestCommand),
+    /// Profiles of an installation
+    #[command(subcommand)]
+    Profile(ProfileCommand),
+    /// Names for revisions, by which namespaces choose their control plane
+    #[command(subcommand)]
+    Tag(TagCommand),
     /// Versions of this program and of the control plane
     Version(VersionArgs),
     /// Print a completion script for a shell
@@ -261,6 +278,180 @@ pub struct ManifestArgs {
     /// Namespace of objects that name none
     #[arg(short, long, default_value = "default")]
     pub namespace: String,
+}
+
+/// What is to be installed.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct WishArgs {
+    /// Files of kind IstioOperator, later ones over earlier ones; `-` is standard input
+    #[arg(short, long)]
+    pub filename: Vec<PathBuf>,
+    /// One value: PATH=VALUE, e.g. values.global.hub=registry/mesh; several
+    #[arg(short, long, value_name = "PATH=VALUE")]
+    pub set: Vec<String>,
+    /// Profile: default, demo or minimal
+    #[arg(long)]
+    pub profile: Option<String>,
+    /// Revision of the control plane
+    #[arg(short, long)]
+    pub revision: Option<String>,
+}
+
+/// Which cluster.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ClusterArgs {
+    /// File that says how to reach the cluster [default: KUBECONFIG, ~/.kube/config]
+    #[arg(short = 'c', long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of it
+    #[arg(long)]
+    pub context: Option<String>,
+    /// Namespace of the control plane
+    #[arg(short = 'i', long = "istioNamespace", alias = "istio-namespace", short_alias = 'n', alias = "namespace")]
+    pub istio_namespace: Option<String>,
+}
+
+/// `install`, `upgrade`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct InstallArgs {
+    #[command(flatten)]
+    pub wish: WishArgs,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Do not ask
+    #[arg(short = 'y', long)]
+    pub skip_confirmation: bool,
+    /// Let the API server say what would happen, change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Wait until everything is ready
+    #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        action = clap::ArgAction::Set)]
+    pub wait: bool,
+    /// How long to wait, e.g. 300s or 5m
+    #[arg(long, default_value = "300s", value_parser = duration)]
+    pub readiness_timeout: std::time::Duration,
+}
+
+/// `diff`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct DiffArgs {
+    #[command(flatten)]
+    pub wish: WishArgs,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// `uninstall`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct UninstallArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Remove the control plane of this revision, and its gateways
+    #[arg(short, long, required_unless_present = "purge", conflicts_with = "purge")]
+    pub revision: Option<String>,
+    /// Remove everything: all revisions, definitions with all of their objects, what the control plane made
+    #[arg(long)]
+    pub purge: bool,
+    /// Do not ask
+    #[arg(short = 'y', long)]
+    pub skip_confirmation: bool,
+    /// Say what would be removed, remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `manifest`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ManifestCommand {
+    /// Print the objects that would be installed; asks no cluster
+    Generate(GenerateArgs),
+}
+
+/// `manifest generate`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub wish: WishArgs,
+    /// Namespace of the control plane
+    #[arg(short = 'i', long = "istioNamespace", alias = "istio-namespace")]
+    pub istio_namespace: Option<String>,
+}
+
+/// `profile`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ProfileCommand {
+    /// Names of profiles
+    List,
+    /// Print a profile, with what files and --set put over it
+    Dump(DumpArgs),
+}
+
+/// `profile dump`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct DumpArgs {
+    /// Profile
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub wish: WishArgs,
+}
+
+/// `tag`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum TagCommand {
+    /// Let a name stand for a revision
+    Set(TagSetArgs),
+    /// Names, their revisions and the namespaces that use them
+    #[command(visible_alias = "show")]
+    List(TagListArgs),
+    /// Take a name away
+    Remove(TagRemoveArgs),
+}
+
+/// `tag set`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct TagSetArgs {
+    /// Name, e.g. `prod`; `default` is for namespaces with istio-injection=enabled
+    pub tag: String,
+    /// Revision that it stands for
+    #[arg(short, long)]
+    pub revision: String,
+    /// Change it, if it stands for another
+    #[arg(long)]
+    pub overwrite: bool,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// `tag list`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct TagListArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Output format
+    #[arg(short, long, value_enum, default_value = "short")]
+    pub output: Format,
+}
+
+/// `tag remove`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct TagRemoveArgs {
+    /// Name
+    pub tag: String,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Do not ask
+    #[arg(short = 'y', long)]
+    pub skip_confirmation: bool,
+}
+
+/// `90`, `300s`, `5m`.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    let seconds = match text.parse() {
+        Ok(seconds) => std::time::Duration::from_secs(seconds),
+        Err(_) => mesh_api::crd::Duration::parse(text)?.0,
+    };
+    Ok(seconds)
 }
 
 /// Level of findings.

@@ -3,19 +3,21 @@
 //! Data goes to standard output, messages to standard error. Exit codes are listed in `exit`.
 
 mod args;
+mod chart;
 mod client;
 mod cmd;
 mod demo;
 #[cfg(test)]
 mod documented;
 mod exit;
+mod install;
 mod output;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::args::{Args, Command};
+use crate::args::{Args, Command, ManifestCommand};
 use crate::exit::Failure;
 
 #[global_allocator]
@@ -42,6 +44,13 @@ fn main() -> ExitCode {
         Command::Analyze(a) => cmd::analyze::run(&a),
         Command::Inject(a) => cmd::inject::inject(&a),
         Command::Uninject(a) => cmd::inject::uninject(&a),
+        Command::Install(a) => cmd::install::run(&a, "installed"),
+        Command::Upgrade(a) => cmd::install::run(&a, "upgraded"),
+        Command::Uninstall(a) => cmd::uninstall::run(&a),
+        Command::Diff(a) => cmd::diff::run(&a),
+        Command::Manifest(ManifestCommand::Generate(a)) => cmd::manifest::generate(&a),
+        Command::Profile(a) => cmd::manifest::profile(&a),
+        Command::Tag(a) => cmd::tag::run(&a),
         Command::Version(a) => cmd::version::run(&a),
         Command::Completion(a) => cmd::completion::run(&a),
     };

@@ -75,7 +75,7 @@ pub struct Cluster {
 
 #[derive(Debug)]
 enum Provided {
-    Local(local::Node),
+    Local(Box<local::Node>),
     Kind,
     Given,
 }

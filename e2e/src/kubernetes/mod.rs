@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::cluster::{Cluster, Life, Progress, Provider, Settings, programs};
+use crate::cluster::{Cluster, Life, Progress, Provider, Settings, local, programs};
 use crate::images::Archive;
 
 /// Something that is to hold on a cluster.
@@ -94,7 +94,7 @@ impl Context<'_> {
     pub async fn second_cluster(&self) -> Result<&Cluster> {
         let start = async || {
             let settings = &self.session.settings;
-            let more = Settings { name: format!("{}-2", settings.name), ..settings.clone() };
+            let more = Settings { name: second_name(&settings.name), ..settings.clone() };
             let cluster = Cluster::start(&more).await?;
             import(settings, &cluster, &self.session.images).await?;
             Ok(cluster)
@@ -199,18 +199,29 @@ pub async fn run(options: &Options) -> Result<ExitCode> {
     let life = if options.keep { Life::Detached } else { Life::Tied };
     let (name, kubeconfig, progress) = (options.name.clone(), options.kubeconfig.clone(), Progress::default());
     let settings = Settings { name, provider: options.provider, kubeconfig, life, progress };
+    // One that was up before is not ours to take down.
+    let mut ours = Vec::new();
+    if options.provider == Provider::Local && !options.keep {
+        for name in [options.name.clone(), second_name(&options.name)] {
+            if !local::lives(&name)? {
+                ours.push(name);
+            }
+        }
+    }
     tokio::select! {
         result = session(settings, &chosen, options.keep) => result,
         () = told_to_end() => {
-            progress.say("told to end: takes the cluster down");
-            if options.provider == Provider::Local && !options.keep {
-                for name in [options.name.clone(), format!("{}-2", options.name)] {
-                    crate::cluster::down(&name, options.provider).await?;
-                }
+            progress.say("told to end");
+            for name in ours {
+                crate::cluster::down(&name, options.provider).await?;
             }
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+fn second_name(first: &str) -> String {
+    format!("{first}-2")
 }
 
 async fn session(settings: Settings, chosen: &[&Scenario], keep: bool) -> Result<ExitCode> {

@@ -2,8 +2,13 @@
 
 pub mod analyze;
 pub mod completion;
+pub mod diff;
 pub mod inject;
+pub mod install;
+pub mod manifest;
 pub mod proxy_config;
 pub mod proxy_status;
+pub mod tag;
+pub mod uninstall;
 pub mod validate;
 pub mod version;

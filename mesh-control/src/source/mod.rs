@@ -10,7 +10,7 @@ mod kept;
 pub mod kubernetes;
 pub mod manifest;
 pub mod object;
-pub(crate) mod position;
+pub mod position;
 pub mod schema;
 pub mod status;
 pub mod watch;

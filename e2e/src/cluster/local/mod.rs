@@ -70,7 +70,7 @@ pub(super) async fn up(settings: &Settings) -> Result<Cluster> {
     }
     let kubeconfig = directory.join("kubeconfig");
     let kubectl = node.claim.kubectl.clone();
-    Ok(Cluster { name: settings.name.clone(), kubeconfig, kubectl, provided: Provided::Local(node), found })
+    Ok(Cluster { name: settings.name.clone(), kubeconfig, kubectl, provided: Provided::Local(Box::new(node)), found })
 }
 
 /// The claim of a cluster: that of one which lives, or a new one, after what an earlier one left was cleared away.
@@ -130,6 +130,14 @@ pub(super) async fn down(name: &str) -> Result<bool> {
         Some(claim) => clear(&claim, true).await.map(|()| true),
         None => Ok(false),
     }
+}
+
+/// Whether a cluster of this name runs or is being started.
+///
+/// # Errors
+/// When claims cannot be read.
+pub fn lives(name: &str) -> Result<bool> {
+    Ok(Claims::lock()?.of(name)?.is_some_and(|claim| claim.holder.alive()))
 }
 
 /// A line for each local cluster of this machine.

@@ -16,6 +16,9 @@ use crate::images::PAUSE;
 /// containerd, in the node's own `/run`.
 pub const CONTAINERD: &str = "/run/containerd/containerd.sock";
 
+/// Where CoreDNS says that it is ready: a port that pods in the node's network hardly want.
+const DNS_READY: &str = "127.0.0.1:10354";
+
 /// Kernel settings that the kubelet insists on. They are the machine's, which keeps its own: the kubelet is shown these.
 const PRETENDED: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
@@ -147,7 +150,7 @@ impl Parts<'_> {
                 "key": self.file("pki/admin.key"),
             },
             "objects": self.dns_objects(),
-            "answering": [format!("http://{}:8181/ready", self.addresses.node)],
+            "answering": [format!("http://{DNS_READY}/ready")],
             "loadBalancers": [balancers.first(), balancers.last()],
             "tied": self.tied,
             "started": self.file("started"),
@@ -347,8 +350,7 @@ state = \"/run/containerd\"
             ".:53 {{
   bind {node}
   errors
-  health {node}:8080
-  ready {node}:8181
+  ready {DNS_READY}
   kubernetes cluster.local in-addr.arpa ip6.arpa {{
     kubeconfig {kubeconfig}
     pods insecure

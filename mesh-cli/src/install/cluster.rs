@@ -1,0 +1,195 @@
+//! The cluster that is installed into: how it is reached, objects of any kind in it, and failures with their exit codes.
+
+use std::time::Duration;
+
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PropagationPolicy};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::GroupVersionKind;
+use kube::{Client, Config};
+use serde_json::Value;
+
+use crate::args::ClusterArgs;
+use crate::exit::{self, Failure};
+
+/// Field manager of what we apply.
+pub const MANAGER: &str = "meshctl";
+
+/// A cluster.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+}
+
+/// Runs a command that talks to a cluster.
+///
+/// # Errors
+/// What the command fails with.
+pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Failure::from(anyhow::Error::from(e)))?.block_on(work)
+}
+
+impl Cluster {
+    /// Connects as kubectl would.
+    ///
+    /// # Errors
+    /// No or a wrong kubeconfig.
+    pub async fn connect(args: &ClusterArgs) -> Result<Self, Failure> {
+        let unusable = |why: String| Failure::new(exit::UNREACHABLE, format!("no cluster to talk to: {why}"));
+        let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
+        let config = match &args.kubeconfig {
+            Some(path) => {
+                let file = Kubeconfig::read_from(path).map_err(|e| unusable(format!("{}: {e}", path.display())))?;
+                Config::from_custom_kubeconfig(file, &options).await.map_err(|e| unusable(e.to_string()))
+            }
+            None if args.context.is_some() => {
+                Config::from_kubeconfig(&options).await.map_err(|e| unusable(e.to_string()))
+            }
+            None => Config::infer().await.map_err(|e| unusable(e.to_string())),
+        };
+        let mut config = config?;
+        config.connect_timeout = Some(Duration::from_secs(10));
+        config.read_timeout = Some(Duration::from_secs(60));
+        let client = Client::try_from(config).map_err(|e| unusable(e.to_string()))?;
+        Ok(Self { client })
+    }
+
+    /// The version that the API server tells.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub async fn version(&self) -> Result<String, Failure> {
+        let info =
+            self.client.apiserver_version().await.map_err(|e| failure(&e, "get", "the version of the API server"))?;
+        Ok(info.git_version)
+    }
+
+    fn api(&self, gvk: &GroupVersionKind, namespace: Option<&str>) -> Api<DynamicObject> {
+        let resource = ApiResource::from_gvk(gvk);
+        match namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
+            None => Api::all_with(self.client.clone(), &resource),
+        }
+    }
+
+    /// The object that stands where this one belongs.
+    ///
+    /// # Errors
+    /// When the server cannot be asked.
+    pub async fn live(&self, object: &Value) -> Result<Option<Value>, Failure> {
+        let found = self.api(&kind_of(object), namespace(object)).get_opt(name(object)).await;
+        Ok(value(found.map_err(|e| failure(&e, "get", &title(object)))?))
+    }
+
+    /// Applies an object; answers what it is then.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn apply(&self, object: &Value, dry_run: bool) -> Result<Value, Failure> {
+        let parameters =
+            PatchParams { dry_run, force: true, field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let api = self.api(&kind_of(object), namespace(object));
+        let applied = api.patch(name(object), &parameters, &Patch::Apply(object)).await;
+        Ok(value(Some(applied.map_err(|e| failure(&e, "patch", &title(object)))?)).unwrap_or_default())
+    }
+
+    /// Objects of a kind with these labels; none where the kind does not exist.
+    ///
+    /// # Errors
+    /// When the server cannot be asked.
+    pub async fn list(
+        &self,
+        gvk: &GroupVersionKind,
+        namespace: Option<&str>,
+        labels: &str,
+    ) -> Result<Vec<Value>, Failure> {
+        let parameters = ListParams::default().labels(labels);
+        match self.api(gvk, namespace).list(&parameters).await {
+            Ok(list) => {
+                let whole = |mut object: DynamicObject| {
+                    // Lists leave it out.
+                    object.types =
+                        Some(kube::core::TypeMeta { api_version: gvk.api_version(), kind: gvk.kind.clone() });
+                    value(Some(object))
+                };
+                Ok(list.items.into_iter().filter_map(whole).collect())
+            }
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(vec![]),
+            Err(error) => Err(failure(&error, "list", &gvk.kind)),
+        }
+    }
+
+    /// Deletes an object; whether it was there.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn delete(&self, object: &Value) -> Result<bool, Failure> {
+        let parameters =
+            DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
+        match self.api(&kind_of(object), namespace(object)).delete(name(object), &parameters).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+            Err(error) => Err(failure(&error, "delete", &title(object))),
+        }
+    }
+}
+
+/// Group, version and kind by name.
+pub fn gvk(group: &str, version: &str, kind: &str) -> GroupVersionKind {
+    GroupVersionKind::gvk(group, version, kind)
+}
+
+fn kind_of(object: &Value) -> GroupVersionKind {
+    let api_version = object["apiVersion"].as_str().unwrap_or_default();
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    gvk(group, version, object["kind"].as_str().unwrap_or_default())
+}
+
+/// Name of an object.
+pub fn name(object: &Value) -> &str {
+    object["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+/// Namespace of an object.
+pub fn namespace(object: &Value) -> Option<&str> {
+    object["metadata"]["namespace"].as_str()
+}
+
+/// `Kind namespace/name`.
+pub fn title(object: &Value) -> String {
+    let kind = object["kind"].as_str().unwrap_or_default();
+    match namespace(object) {
+        Some(namespace) => format!("{kind} {namespace}/{}", name(object)),
+        None => format!("{kind} {}", name(object)),
+    }
+}
+
+fn value(object: Option<DynamicObject>) -> Option<Value> {
+    let mut value = serde_json::to_value(object?).ok()?;
+    value["metadata"].as_object_mut()?.remove("managedFields");
+    Some(value)
+}
+
+/// What an error of the client means to the caller.
+fn failure(error: &kube::Error, verb: &str, what: &str) -> Failure {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => {
+            let message = format!("{verb} {what} is not permitted: {}", status.message);
+            Failure::new(exit::FORBIDDEN, message)
+        }
+        kube::Error::Api(status) if status.code == 401 => {
+            Failure::new(exit::FORBIDDEN, format!("the API server does not know the caller: {}", status.message))
+        }
+        kube::Error::Api(status) => Failure::new(exit::NEGATIVE, format!("{verb} {what}: {}", status.message)),
+        kube::Error::Service(_) | kube::Error::HyperError(_) => {
+            let mut why = error.to_string();
+            let mut source = std::error::Error::source(error);
+            while let Some(inner) = source {
+                why = inner.to_string();
+                source = inner.source();
+            }
+            Failure::new(exit::UNREACHABLE, format!("the API server cannot be reached: {why}"))
+        }
+        other => Failure::new(exit::NEGATIVE, format!("{verb} {what}: {other}")),
+    }
+}
