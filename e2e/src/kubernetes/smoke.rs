@@ -116,15 +116,19 @@ fn seen(body: &str) -> Result<Value> {
 }
 
 async fn service_from_pod(context: &Context<'_>) -> Result<()> {
-    let answers = from_client(context, &["get", "-count", "30", "http://web/path"]).await?;
-    let mut names = BTreeSet::new();
-    for line in answers.lines() {
-        let body = seen(line.strip_prefix("200 ").with_context(|| format!("answered {line}"))?)?;
-        ensure!(body["host"] == "web" && body["path"] == "/path", "told {body}");
-        names.insert(body["name"].to_string());
-    }
-    ensure!(names.len() == 2, "answered: {names:?}");
-    Ok(())
+    // kube-proxy hears of ready pods after we do.
+    eventually(Duration::from_secs(10), async || {
+        let answers = from_client(context, &["get", "-count", "30", "http://web/path"]).await?;
+        let mut names = BTreeSet::new();
+        for line in answers.lines() {
+            let body = seen(line.strip_prefix("200 ").with_context(|| format!("answered {line}"))?)?;
+            ensure!(body["host"] == "web" && body["path"] == "/path", "told {body}");
+            names.insert(body["name"].to_string());
+        }
+        ensure!(names.len() == 2, "answered: {names:?}");
+        Ok(())
+    })
+    .await
 }
 
 async fn tcp(context: &Context<'_>) -> Result<()> {

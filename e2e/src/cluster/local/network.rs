@@ -28,7 +28,10 @@ pub fn make(cluster: &str, addresses: &Addresses) -> Result<()> {
     bridge()?;
     let (net, link, node) = (namespace(cluster), addresses.link(), addresses.node.to_string());
     call(&["ip", "netns", "add", &net])?;
-    call(&["ip", "link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &net])?;
+    // A cluster that comes after another in a slot keeps its hardware address: neighbours remember that for seconds.
+    let hardware = format!("02:00:00:00:1e:{:02x}", 16 + addresses.slot);
+    let end = ["peer", "name", "eth0", "address", &hardware, "netns", &net];
+    call(&[["ip", "link", "add", &link, "type", "veth"].as_slice(), &end].concat())?;
     call(&["ip", "link", "set", &link, "master", BRIDGE, "up"])?;
     let inside = |words: &[&str]| call(&[&["ip", "-n", &net], words].concat());
     inside(&["link", "set", "lo", "up"])?;
