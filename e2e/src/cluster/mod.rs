@@ -151,6 +151,17 @@ impl Cluster {
         }
     }
 
+    /// A command on its node that goes on beside the test, to be started by the caller.
+    ///
+    /// # Errors
+    /// When nothing of the kind can be run on the nodes of this provider.
+    pub fn node_command(&self, command: &[&str]) -> Result<tokio::process::Command> {
+        match &self.provided {
+            Provided::Local(node) => node.command(command),
+            Provided::Kind | Provided::Given => bail!("only nodes of the local provider run commands beside a test"),
+        }
+    }
+
     /// The address under which this machine is reached from its pods, and the test process with it.
     pub fn host_address(&self) -> Option<std::net::Ipv4Addr> {
         match &self.provided {

@@ -5,6 +5,7 @@
 
 mod images;
 mod machinery;
+mod mesh;
 mod reach;
 mod smoke;
 
@@ -38,6 +39,10 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "smoke", run: |context| Box::pin(smoke::run(context)) },
     Scenario { name: "images", run: |context| Box::pin(images::run(context)) },
     Scenario { name: "parts", run: |context| Box::pin(machinery::parts(context)) },
+    Scenario { name: "mesh-traffic", run: |context| Box::pin(mesh::traffic::run(context)) },
+    Scenario { name: "mesh-rollout", run: |context| Box::pin(mesh::rollout::run(context)) },
+    Scenario { name: "mesh-workloads", run: |context| Box::pin(mesh::workloads::run(context)) },
+    Scenario { name: "mesh-control-plane", run: |context| Box::pin(mesh::control_plane::run(context)) },
     Scenario { name: "two-clusters", run: |context| Box::pin(machinery::two(context)) },
 ];
 
@@ -68,6 +73,7 @@ struct Session {
     cluster: Cluster,
     images: Vec<Archive>,
     second: OnceCell<Cluster>,
+    mesh: OnceCell<()>,
     passed: AtomicU32,
     failed: AtomicU32,
 }
@@ -100,6 +106,14 @@ impl Context<'_> {
             Ok(cluster)
         };
         self.session.second.get_or_try_init(start).await
+    }
+
+    /// Installs the mesh, unless this run has done so.
+    ///
+    /// # Errors
+    /// Those of the installation.
+    async fn mesh(&self, install: impl Future<Output = Result<String>>) -> Result<()> {
+        self.session.mesh.get_or_try_init(async || install.await.map(drop)).await.copied()
     }
 
     /// Addresses of pods, Services and load balancers are reached from this machine.
@@ -230,7 +244,7 @@ async fn session(settings: Settings, chosen: &[&Scenario], keep: bool) -> Result
     let cluster = Cluster::start(&settings).await?;
     progress.say(&format!("cluster {} is up: KUBECONFIG={}", cluster.name(), cluster.kubeconfig().display()));
     let (passed, failed, second) = (AtomicU32::new(0), AtomicU32::new(0), OnceCell::new());
-    let session = Session { settings, cluster, images, second, passed, failed };
+    let session = Session { settings, cluster, images, second, mesh: OnceCell::new(), passed, failed };
     let imported = import(&session.settings, &session.cluster, &session.images).await;
     if imported.is_ok() {
         progress.say("images are imported");

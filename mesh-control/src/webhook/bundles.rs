@@ -1,7 +1,7 @@
 //! Makes our webhooks known to the API server: the roots by which it knows us, written into the webhook configurations
 //! that are installed, as often as either changes.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::{StreamExt as _, stream::select_all};
@@ -28,12 +28,15 @@ pub struct Bundles {
 /// Roots may change without anybody telling.
 const LOOK: Duration = Duration::from_secs(5);
 
-const KINDS: [(&str, &str); 2] = [
+/// Kind and name of the resource.
+type Kind = (&'static str, &'static str);
+
+const KINDS: [Kind; 2] = [
     ("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
     ("ValidatingWebhookConfiguration", "validatingwebhookconfigurations"),
 ];
 
-fn api(client: &Client, (kind, plural): (&str, &str)) -> Api<DynamicObject> {
+fn api(client: &Client, (kind, plural): Kind) -> Api<DynamicObject> {
     let kind = GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", kind);
     Api::all_with(client.clone(), &ApiResource::from_gvk_with_plural(&kind, plural))
 }
@@ -47,30 +50,30 @@ pub async fn run(client: Client, bundles: Bundles, mut leading: watch::Receiver<
         let selector = format!("istio.io/rev={}", bundles.revision);
         let watches = KINDS.map(|kind| {
             let config = watcher::Config::default().labels(&selector);
-            watcher(api(&client, kind), config).default_backoff().boxed()
+            // Objects of a list do not say what they are.
+            watcher(api(&client, kind), config).default_backoff().map(move |event| (kind, event)).boxed()
         });
         let mut events = select_all(watches);
-        let mut known: std::collections::BTreeMap<String, DynamicObject> = Default::default();
+        let mut known: BTreeMap<(Kind, String), DynamicObject> = BTreeMap::new();
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while *leading.borrow() {
             tokio::select! {
-                Some(event) = events.next() => match event {
+                Some((kind, event)) = events.next() => match event {
                     Ok(watcher::Event::Apply(o) | watcher::Event::InitApply(o)) => {
-                        let (kind, name) = identity(&o);
-                        let after = mend(&client, &bundles, o).await;
-                        known.insert(format!("{kind}/{name}"), after);
+                        let name = o.metadata.name.clone().unwrap_or_default();
+                        let after = mend(&client, &bundles, (kind, &name), o).await;
+                        known.insert((kind, name), after);
                     }
                     Ok(watcher::Event::Delete(o)) => {
-                        let (kind, name) = identity(&o);
-                        known.remove(&format!("{kind}/{name}"));
+                        known.remove(&(kind, o.metadata.name.unwrap_or_default()));
                     }
                     Ok(_) => {}
                     Err(error) => tracing::debug!(target: "webhook", "webhooks cannot be watched: {error}"),
                 },
                 _ = look.tick() => {
-                    for object in known.values_mut() {
-                        *object = mend(&client, &bundles, object.clone()).await;
+                    for ((kind, name), object) in &mut known {
+                        *object = mend(&client, &bundles, (*kind, name), object.clone()).await;
                     }
                 }
                 changed = leading.changed() => if changed.is_err() { return Ok(()) },
@@ -79,22 +82,15 @@ pub async fn run(client: Client, bundles: Bundles, mut leading: watch::Receiver<
     }
 }
 
-fn identity(object: &DynamicObject) -> (String, String) {
-    let kind = object.types.as_ref().map(|t| t.kind.clone()).unwrap_or_default();
-    (kind, object.metadata.name.clone().unwrap_or_default())
-}
-
 /// Writes the roots where others stand. The object as it is afterwards.
-async fn mend(client: &Client, bundles: &Bundles, object: DynamicObject) -> DynamicObject {
+async fn mend(client: &Client, bundles: &Bundles, (kind, name): (Kind, &str), object: DynamicObject) -> DynamicObject {
     let steps = steps(&object.data, &STANDARD.encode(&*bundles.authority.roots_pem()));
-    let (kind, name) = identity(&object);
-    let Some(kind) = KINDS.into_iter().find(|(k, _)| *k == kind) else { return object };
     if steps.is_empty() {
         return object;
     }
     let Ok(patch) = serde_json::from_value(Value::Array(steps)) else { return object };
     let patch: Patch<()> = Patch::Json(patch);
-    match api(client, kind).patch(&name, &PatchParams::default(), &patch).await {
+    match api(client, kind).patch(name, &PatchParams::default(), &patch).await {
         Ok(after) => {
             tracing::info!(target: "webhook", kind = kind.0, name, "the API server knows our roots");
             after

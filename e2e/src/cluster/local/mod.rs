@@ -304,12 +304,16 @@ impl Node {
     }
 
     pub(super) async fn exec(&self, words: &[&str]) -> Result<String> {
+        run(self.command(words)?, &format!("{} on the node of {}", words.join(" "), self.claim.name), b"").await
+    }
+
+    pub(super) fn command(&self, words: &[&str]) -> Result<Command> {
         let first = self.claim.first.context("the node has no first process")?;
         let mut command = Command::new("nsenter");
         command.args(["--target", &first.pid.to_string(), "--mount", "--uts", "--ipc", "--net", "--pid", "--"]);
         command.args(words).env("PATH", self.programs.path()).env("CONTAINERD_ADDRESS", parts::CONTAINERD);
         command.env("CONTAINERD_NAMESPACE", "k8s.io").env("KUBECONFIG", self.claim.directory.join("kubeconfig"));
-        run(command, &format!("{} on the node of {}", words.join(" "), self.claim.name), b"").await
+        Ok(command)
     }
 
     pub(super) async fn join_networks(&self, other: &Self, joined: bool) -> Result<()> {

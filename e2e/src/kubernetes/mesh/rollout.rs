@@ -64,7 +64,8 @@ async fn canary(context: &Context<'_>) -> Result<()> {
         context.apply(&routes(first)).await?;
         // In force within a second of the API server's answer.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let tally = load(context, "client", &["-rate", "500", "-clients", "5", "-count", "1000", "http://web/"]).await?;
+        let tally =
+            load(context, "client", &["-rate", "500", "-clients", "5", "-count", "1000", "http://web/"]).await?;
         tally.none_failed()?;
         let share = tally.share("web-v1");
         ensure!((share - f64::from(first)).abs() <= 2.0, "{share:.1} % instead of {first} % of {tally:?}");

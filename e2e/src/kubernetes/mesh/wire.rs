@@ -24,7 +24,11 @@ print(count, "seen" if seen else "not seen", flush=True)
 "#;
 
 /// Whether a text crosses the wire in the node's network while something happens.
-pub(super) async fn saw(context: &Context<'_>, marker: &str, meanwhile: impl Future<Output = Result<()>>) -> Result<bool> {
+pub(super) async fn saw(
+    context: &Context<'_>,
+    marker: &str,
+    meanwhile: impl Future<Output = Result<()>>,
+) -> Result<bool> {
     use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
     let mut command = context.cluster().node_command(&["python3", "-c", LISTENER, marker])?;
     command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).kill_on_drop(true);
