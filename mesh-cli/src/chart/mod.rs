@@ -186,7 +186,8 @@ mod tests {
             files(&folder, "", &mut found);
             found.retain(|f| f.starts_with("templates/") || f.starts_with("files/"));
             let mut known: Vec<&str> = chart.files.iter().map(|(name, _)| *name).collect();
-            (found.sort(), known.sort_unstable());
+            found.sort();
+            known.sort_unstable();
             assert_eq!(found, known);
             let about = std::fs::read_to_string(folder.join("Chart.yaml")).unwrap();
             for key in ["version", "appVersion"] {

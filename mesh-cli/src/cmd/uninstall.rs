@@ -1,9 +1,10 @@
 //! `meshctl uninstall`: takes away what was installed, and with `--purge` every trace of it.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::install::{GONE, confirmed};
 use crate::args::UninstallArgs;

@@ -1,8 +1,9 @@
 //! Waits until what was applied is ready, and finds the reason when something is not.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::cluster::{Cluster, gvk, name, namespace, title};
 use crate::exit::{self, Failure};
@@ -86,8 +87,12 @@ async fn reasons(cluster: &Cluster, deployment: &Value) -> Vec<String> {
     pods.iter().for_each(|pod| found.extend(of_pod(pod)));
     let events = cluster.list(&gvk("", "v1", "Event"), space, "").await.unwrap_or_default();
     let about = |event: &&Value| {
-        let on = event["involvedObject"]["name"].as_str().unwrap_or_default();
-        event["type"] == "Warning" && on.starts_with(name(deployment))
+        let of = &event["involvedObject"];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        // What containers wait for stands in their pods already.
+        let told = text(&event["message"]).starts_with("Error: ");
+        let runs = matches!(text(&of["kind"]).as_str(), "Pod" | "ReplicaSet" | "Deployment");
+        event["type"] == "Warning" && runs && !told && text(&of["name"]).starts_with(name(deployment))
     };
     let line = |event: &Value| {
         let text = |key: &str| event[key].as_str().unwrap_or_default().trim().to_owned();
