@@ -46,6 +46,9 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "two-clusters", run: |context| Box::pin(machinery::two(context)) },
 ];
 
+/// A scenario that takes longer hangs.
+const LONGEST: Duration = Duration::from_secs(420);
+
 /// Where, and what to run.
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -276,7 +279,8 @@ impl Session {
         let before = self.failed.load(Ordering::Relaxed);
         let result = async {
             self.cluster.kubectl(&["create", "namespace", &context.namespace]).await?;
-            (scenario.run)(&context).await
+            let run = (scenario.run)(&context);
+            tokio::time::timeout(LONGEST, run).await.with_context(|| format!("not over after {LONGEST:?}"))?
         };
         let result = result.await;
         // What a check failed with is told already.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::super::{Context, eventually};
-use super::{PATIENCE, REACHES, ROOT, Workload, get, joined, load, service};
+use super::{PATIENCE, REACHES, ROOT, Tally, Workload, get, joined, load, service};
 
 pub(in super::super) async fn run(context: &Context<'_>) -> Result<()> {
     joined(context).await?;
@@ -102,15 +102,31 @@ async fn while_away(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Asks for a while, whatever happens.
+const ASKER: &str = "
+apiVersion: batch/v1
+kind: Job
+metadata: {name: asker}
+spec:
+  backoffLimit: 0
+  template:
+    metadata: {labels: {app: asker}}
+    spec:
+      restartPolicy: Never
+      containers:
+      - {name: app, image: 'localhost/mesh/probe:1', args: [load, -rate, '25', -duration, 12s, 'http://server/']}
+";
+
 async fn api_server(context: &Context<'_>) -> Result<()> {
     let kill = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" != kube-apiserver ] || kill -9 ${p#/proc/}; done";
-    while_asking(context, "10s", async {
-        context.cluster().node_exec(&["sh", "-c", kill]).await?;
-        eventually(Duration::from_secs(60), async || context.cluster().kubectl(&["get", "--raw", "/readyz"]).await)
-            .await
-            .map(drop)
-    })
-    .await?;
+    // Not by `exec`, which leads through the API server.
+    context.apply(ASKER).await?;
+    context.kubectl(&["wait", "--for=condition=ready", "pod", "-l", "app=asker", "--timeout=90s"]).await?;
+    context.cluster().node_exec(&["sh", "-c", kill]).await?;
+    eventually(Duration::from_secs(60), async || context.cluster().kubectl(&["get", "--raw", "/readyz"]).await).await?;
+    context.kubectl(&["wait", "--for=condition=complete", "job/asker", "--timeout=90s"]).await?;
+    let said = context.kubectl(&["logs", "job/asker", "-c", "app"]).await?;
+    serde_json::from_str::<Tally>(said.trim()).with_context(|| format!("no tally in {said:?}"))?.none_failed()?;
     // That it was started again is told once, and was meant.
     let _ = context.cluster().health();
     let fault = "

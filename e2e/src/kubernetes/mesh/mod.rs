@@ -121,6 +121,8 @@ spec:
         args: [serve, -name, {name}, -tcp, ':9000']
         ports: [{{containerPort: 8080}}, {{containerPort: 9000}}]
         readinessProbe: {{httpGet: {{path: /ready, port: 8080}}, periodSeconds: 1}}
+        # A program that ends at once, before anybody can know, loses requests with or without a mesh.
+        lifecycle: {{preStop: {{sleep: {{seconds: 2}}}}}}
         securityContext: {{readOnlyRootFilesystem: true, runAsNonRoot: true, allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}
 ---
 "
@@ -146,7 +148,7 @@ spec:
 /// Runs the probe in a workload; what it printed.
 pub(super) async fn probe(context: &Context<'_>, from: &str, args: &[&str]) -> Result<String> {
     let pod = format!("deployment/{from}");
-    context.kubectl(&[&["exec", &pod, "-c", "app", "--", "/probe"], args].concat()).await
+    context.kubectl(&[&["exec", &pod, "-c", "app", "--", "probe"], args].concat()).await
 }
 
 /// Status and body of a GET from a workload.

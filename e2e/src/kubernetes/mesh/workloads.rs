@@ -100,7 +100,7 @@ spec:
         ports: [{name: web, containerPort: 8080}, {containerPort: 9000}]
         startupProbe: {httpGet: {path: /started, port: web}, periodSeconds: 1, failureThreshold: 60}
         readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}
-        livenessProbe: {exec: {command: [/probe, get, 'http://127.0.0.1:8080/alive']}, periodSeconds: 2}
+        livenessProbe: {exec: {command: [probe, get, 'http://127.0.0.1:8080/alive']}, periodSeconds: 2}
 ---
 apiVersion: apps/v1
 kind: Deployment
