@@ -68,7 +68,7 @@ pub(super) async fn install(context: &Context<'_>) -> Result<String> {
 
 /// The mesh is there, and pods of the scenario's namespace are injected.
 pub(super) async fn joined(context: &Context<'_>) -> Result<()> {
-    context.mesh(install(context)).await?;
+    context.mesh(Box::pin(install(context))).await?;
     let namespace = context.namespace.as_str();
     context.cluster().kubectl(&["label", "namespace", namespace, "istio-injection=enabled"]).await?;
     Ok(())
