@@ -37,7 +37,11 @@ pub(super) async fn follow(client: Client, served: watch::Sender<Served>) {
     let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client.clone());
     let mut events = watcher(definitions, watcher::Config::default()).default_backoff().boxed();
     loop {
-        match ask(&client).await {
+        let answer = match ask(&client).await {
+            Ok(now) => complete(&client, now).await,
+            Err(error) => Err(error.to_string()),
+        };
+        match answer {
             Ok(now) => {
                 served.send_if_modified(|was| {
                     let other = *was != now;
@@ -71,6 +75,28 @@ pub(super) async fn follow(client: Client, served: watch::Sender<Served>) {
 fn is_ours(definition: &PartialObjectMeta<CustomResourceDefinition>) -> bool {
     let name = definition.metadata.name.as_deref().unwrap_or_default();
     Kind::ALL.into_iter().any(|k| name.split_once('.') == Some((&k.plural(), k.group())))
+}
+
+/// An answer that nothing is missing in. An API server that has just started tells of definitions little by little: a kind
+/// that is defined and not served yet is no kind that is not there, and its objects, policies among them, are not gone.
+async fn complete(client: &Client, served: Served) -> Result<Served, String> {
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for kind in Kind::ALL.into_iter().filter(|k| !k.is_core() && !served.versions.contains_key(k)) {
+        let name = format!("{}.{}", kind.plural(), kind.group());
+        match definitions.get_opt(&name).await {
+            Ok(None) => {}
+            Ok(Some(definition)) => {
+                let mut versions = definition.spec.versions.iter().filter(|v| v.served);
+                if versions.any(|v| kind.versions().contains(&v.name.as_str())) {
+                    return Err(format!("{name} is defined, and not served yet"));
+                }
+            }
+            // Whoever may not read definitions must believe what is served.
+            Err(kube::Error::Api(status)) if status.code == 403 => return Ok(served),
+            Err(error) => return Err(format!("{name}: {error}")),
+        }
+    }
+    Ok(served)
 }
 
 /// Which kinds there are.
