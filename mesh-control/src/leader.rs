@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a Lease holds that is not renewed.
 const DURATION: Duration = Duration::from_secs(15);
-/// A leader that has not renewed for this long is none any more.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// A leader that has not renewed for this long is none any more. It finds out after one more attempt and one more period
+/// at the latest, which together must stay below [`DURATION`].
+const DEADLINE: Duration = Duration::from_secs(8);
 /// How often it is tried.
 const PERIOD: Duration = Duration::from_secs(2);
 

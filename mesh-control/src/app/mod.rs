@@ -1,4 +1,4 @@
-//! Puts the control plane together: folder -> index -> streams, the certificate authority, the pages of the admin
+//! Puts the control plane together: folder or API server -> index -> streams, the certificate authority, the pages of the admin
 //! server; and ends it in order.
 //!
 //! The only module that knows all others.
@@ -361,6 +361,16 @@ struct Told {
     named: Option<watch::Sender<Named>>,
 }
 
+impl Told {
+    /// Tells the source what the objects of a state name.
+    fn names(&self, index: &Index) {
+        if let Some(named) = &self.named {
+            let now = Named::of(index);
+            named.send_if_modified(|was| (*was != now).then(|| *was = now).is_some());
+        }
+    }
+}
+
 /// Turns changed objects, and keys that were fetched, into states of the index.
 async fn write_index(
     mut writer: IndexWriter,
@@ -370,6 +380,8 @@ async fn write_index(
     status: SharedStatus,
     authority: Option<Arc<Authority>>,
 ) -> anyhow::Result<()> {
+    // Changes that came while settings and keys were waited for may name more.
+    told.names(writer.index());
     loop {
         let change = tokio::select! {
             batch = changes.recv() => {
@@ -406,14 +418,14 @@ async fn write_index(
         {
             tracing::error!("the certificate authority stays as it was: {error:#}");
         }
-        if let Some(named) = &told.named
-            && change.objects.iter().any(|key| Index::names_others(key.kind))
-        {
-            let now = Named::of(writer.index());
-            named.send_if_modified(|was| (*was != now).then(|| *was = now).is_some());
+        if change.objects.iter().any(|key| Index::names_others(key.kind)) {
+            told.names(writer.index());
         }
         admin.index.store(Some(Arc::new(writer.index().clone())));
-        told.changed.send_modify(|state| *state += 1);
+        // No status says anything of endpoints, and these change all the time.
+        if !change.only_endpoints() {
+            told.changed.send_modify(|state| *state += 1);
+        }
         if told.states.send((writer.index().clone(), change)).await.is_err() {
             break;
         }

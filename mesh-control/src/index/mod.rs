@@ -11,7 +11,7 @@ pub mod extensions;
 pub mod host;
 pub mod ingress;
 pub mod keys;
-mod named;
+pub mod named;
 pub mod policies;
 pub mod protocol;
 pub mod rules;

@@ -20,7 +20,7 @@ const KINDS: [Kind; 6] = [
 ];
 
 /// Trust anchors of a credential may lie in a Secret of its own.
-const CA_SUFFIX: &str = "-cacert";
+pub const CA_SUFFIX: &str = "-cacert";
 
 #[derive(Default)]
 struct Names {

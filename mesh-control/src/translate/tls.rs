@@ -14,6 +14,7 @@ use mesh_api::{
     },
 };
 
+pub use crate::index::named::CA_SUFFIX;
 use crate::index::{EndpointFacts, Index, Service};
 
 /// The bootstrap's cluster that serves workload certificates.
@@ -22,8 +23,6 @@ pub const SDS_CLUSTER: &str = "sds-grpc";
 pub const WORKLOAD_CERTIFICATE: &str = "default";
 /// Secret with the mesh's trust anchors.
 pub const MESH_ROOTS: &str = "ROOTCA";
-/// Ending of the secret that holds the trust anchors of a credential.
-pub const CA_SUFFIX: &str = "-cacert";
 /// Key in `envoy.transport_socket_match` by which endpoints say that they terminate mesh TLS.
 pub const TLS_MODE_KEY: &str = "tlsMode";
 /// Name of trust anchors that mean the system's.
