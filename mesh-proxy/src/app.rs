@@ -22,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::reload;
 
-use crate::admin::{self, AppProbes, Drain, Handles, Logging, Pages};
+use crate::admin::{self, Application, Drain, Handles, Logging, Pages};
 use crate::config::apply::{Configurator, Event};
 use crate::config::snapshot::Node;
 use crate::config::{Services, SharedConfig};
@@ -165,7 +165,7 @@ impl Parts {
         self,
         readiness: Arc<Readiness>,
         places: Vec<(SocketAddr, Pages)>,
-        probes: Option<AppProbes>,
+        application: Application,
         client: Option<Client>,
         set_level: SetLevel,
         drain_time: Duration,
@@ -180,7 +180,7 @@ impl Parts {
             readiness: readiness.clone(),
             log: set_level,
             drain,
-            probes,
+            application,
             started: SystemTime::now(),
             concurrency,
         });

@@ -134,6 +134,9 @@ pub struct Workload {
     /// Probes of the application to be asked in the kubelet's place, as injection writes them
     #[arg(long, env = "ISTIO_KUBE_APP_PROBERS", hide = true)]
     pub app_probers: Option<String>,
+    /// Where the application's metrics are, as injection writes it
+    #[arg(long, env = "ISTIO_PROMETHEUS_ANNOTATIONS", hide = true)]
+    pub app_metrics: Option<String>,
     #[command(flatten)]
     pub dns: Dns,
     #[command(flatten)]

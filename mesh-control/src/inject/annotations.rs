@@ -157,7 +157,7 @@ pub fn judge(annotations: &Map) -> (Vec<Remark>, Vec<Remark>) {
         match row.effect {
             Effect::Ignored(why) => say(&mut without_effect, format!("has no effect: {why}")),
             Effect::Honoured => {
-                if let Err(why) = row.form.check(text) {
+                if let Some(why) = self::wrong(name, text) {
                     say(&mut wrong, format!("{text:?} {why}"));
                 }
                 if row.form == Form::Mode && text == "TPROXY" {
@@ -169,6 +169,12 @@ pub fn judge(annotations: &Map) -> (Vec<Remark>, Vec<Remark>) {
         }
     }
     (wrong, without_effect)
+}
+
+/// What is wrong with the value of an annotation of a pod; `None`: nothing, or it has no effect anyway.
+pub fn wrong(name: &str, value: &str) -> Option<&'static str> {
+    let row = ANNOTATIONS.iter().find(|r| r.name == name && r.effect == Effect::Honoured)?;
+    row.form.check(value).err()
 }
 
 /// Go's words for truth values, beside those of YAML.

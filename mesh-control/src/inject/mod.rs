@@ -1,7 +1,7 @@
 //! Injection: a proxy into pods that ask for one, as Istio does it. Pure; `meshctl inject` calls it, a webhook is to.
 //!
 //! The way of a pod: `decision` (whether) -> `pod` (what was injected before goes, what belongs to it now comes), with
-//! `proxy_config` (settings of this proxy), `template` (containers and volumes) and `probes`. `manifest` finds pods in files.
+//! `proxy_config` (settings of this proxy), `template` (containers and volumes), `probes` and `scraping`. `manifest` finds pods in files.
 //! Knows no cluster and no clock.
 
 pub mod annotations;
@@ -11,6 +11,7 @@ pub mod node;
 pub mod pod;
 mod probes;
 pub mod proxy_config;
+mod scraping;
 mod template;
 pub mod values;
 

@@ -11,15 +11,11 @@ use mesh_api::meshconfig::MeshConfig;
 use super::annotations::{self, OVERRIDES, REVISION, STATUS, TEMPLATES, truth};
 use super::decision::{Facts, Reason, decide};
 use super::node::{Map, Node};
-use super::probes;
+use super::{probes, scraping};
 use super::proxy_config::{self, ProxyConfigObject, Workload};
 use super::template::{INIT, Owner, PROXY, PROXY_USER, Render};
 use super::values::Values;
 
-/// Variable of the proxy with the annotations that told where the application's metrics are.
-const SCRAPE_ENV: &str = "ISTIO_PROMETHEUS_ANNOTATIONS";
-/// Annotations by which Prometheus finds metrics.
-const SCRAPE: [&str; 3] = ["prometheus.io/scrape", "prometheus.io/path", "prometheus.io/port"];
 /// Annotations of kubectl that name a pod's main container.
 const MAIN_CONTAINER: [&str; 2] =
     ["kubectl.kubernetes.io/default-logs-container", "kubectl.kubernetes.io/default-container"];
@@ -122,7 +118,7 @@ pub fn inject(pod: &mut Node, place: Place<'_>, settings: &Settings) -> Result<O
         hold: hold == Some(true) || settings.values.global.proxy.hold_application_until_proxy_starts,
     };
     let merge_metrics = settings.mesh.enable_prometheus_merge != Some(false);
-    add(pod, &render, &own, merge_metrics, &mut remarks)?;
+    add(pod, &render, &own, merge_metrics)?;
     if !render.native && !gateway && ["Job", "CronJob"].contains(&place.owner.kind.as_str()) {
         remarks.push(annotations::Remark {
             name: "sidecar.istio.io/nativeSidecar".to_owned(),
@@ -251,7 +247,6 @@ fn add(
     render: &Render<'_>,
     own: &Own,
     merge_metrics: bool,
-    remarks: &mut Vec<annotations::Remark>,
 ) -> Result<(), PodError> {
     let over = |template: Node, name: &str| match own.get(name) {
         Some(own) => overlay(template, own),
@@ -273,6 +268,10 @@ fn add(
         && let Some(originals) = probes::rewrite(spec, render.status_port())
     {
         set_variable(&mut proxy, probes::ENV, originals);
+    }
+    let scraping = scraping::plan(render.annotations, merge_metrics, render.status_port());
+    if let Some(variable) = scraping.as_ref().and_then(|plan| plan.variable.clone()) {
+        set_variable(&mut proxy, scraping::ENV, variable);
     }
     let mut status = Status {
         init_containers: init.iter().map(|c| c.name().to_owned()).collect(),
@@ -324,7 +323,7 @@ fn add(
             }
         }
     }
-    describe(pod, render, own, merge_metrics, status, remarks)
+    describe(pod, render, own, scraping, status)
 }
 
 /// Labels and annotations.
@@ -332,9 +331,8 @@ fn describe(
     pod: &mut Node,
     render: &Render<'_>,
     own: &Own,
-    merge_metrics: bool,
+    scraping: Option<scraping::Plan>,
     mut status: Status,
-    remarks: &mut Vec<annotations::Remark>,
 ) -> Result<(), PodError> {
     let metadata = match pod {
         Node::Map(map) => {
@@ -376,20 +374,9 @@ fn describe(
     if let Some(first) = render.applications().first().filter(|_| !render.gateway || render.applications().len() == 1) {
         wanted.extend(MAIN_CONTAINER.map(|key| (key.to_owned(), (*first).to_owned())));
     }
-    let merge = map.get("prometheus.istio.io/merge-metrics").and_then(Node::as_str).and_then(truth);
-    if merge_metrics && merge != Some(false) && render.status_port() != 0 {
-        if SCRAPE.iter().any(|key| map.contains_key(*key)) {
-            remarks.push(annotations::Remark {
-                name: SCRAPE[2].to_owned(),
-                message:
-                    "stays as it is: metrics of application and proxy are not merged yet; the proxy's are on port 15090"
-                        .to_owned(),
-            });
-        } else {
-            let port = render.status_port().to_string();
-            let values = ["true".to_owned(), "/stats/prometheus".to_owned(), port];
-            wanted.extend(SCRAPE.map(str::to_owned).into_iter().zip(values));
-        }
+    if let Some(plan) = scraping {
+        scraping::clear(map);
+        wanted.extend(plan.annotations.map(|(key, value)| (key.to_owned(), value)));
     }
     let injected = &render.values.sidecar_injector_webhook.injected_annotations;
     wanted.extend(injected.iter().map(|(k, v)| (k.clone(), v.clone())));
@@ -472,19 +459,17 @@ pub fn strip(pod: &mut Node) -> bool {
     }
     let Some(metadata) = pod.get_mut("metadata") else { return true };
     remove_keys(metadata, "labels", &status.labels);
-    // Istio replaces these and keeps the application's own in a variable.
-    if let Some(Node::Map(scrape)) =
-        variables.get(SCRAPE_ENV).and_then(Node::as_str).and_then(|t| serde_json::from_str(t).ok())
-        && let Some(map) = metadata.map_at("annotations")
-    {
-        for (key, value) in scrape {
-            map.insert(format!("prometheus.io/{key}"), value);
-        }
-    }
     let mut keys = status.annotations;
     keys.push(STATUS.to_owned());
     keys.push(OVERRIDES.to_owned());
     remove_keys(metadata, "annotations", &keys);
+    if let Some(variable) = variables.get(scraping::ENV).and_then(Node::as_str)
+        && let Some(map) = metadata.map_at("annotations")
+    {
+        // What Istio has replaced does not stand in its status.
+        scraping::clear(map);
+        scraping::restore(map, variable);
+    }
     if metadata.as_map().is_some_and(Map::is_empty) {
         pod.remove("metadata");
     }

@@ -1,6 +1,7 @@
 //! Admin, status and metrics servers: small HTTP/1.1 servers on the control thread that only read what others own
 //! (but for the log level and draining). Knows Envoy's paths and shapes.
 
+mod app_metrics;
 mod app_probes;
 mod certs;
 mod clusters;
@@ -25,6 +26,7 @@ use crate::readiness::Readiness;
 use crate::telemetry::ProxyTelemetry;
 use crate::xds::store::SharedStore;
 
+pub use app_metrics::AppMetrics;
 pub use app_probes::AppProbes;
 pub use logging::Logging;
 pub use server::listen;
@@ -45,8 +47,8 @@ pub struct Handles {
     pub log: Arc<Logging>,
     /// Stops taking new connections.
     pub drain: Arc<dyn Fn(Drain) + Send + Sync>,
-    /// Probes of the application, where this is a sidecar.
-    pub probes: Option<AppProbes>,
+    /// The application, where this is a sidecar.
+    pub application: Application,
     /// Start of the process.
     pub started: SystemTime,
     /// Worker threads.
@@ -57,6 +59,15 @@ impl std::fmt::Debug for Handles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Handles").field("started", &self.started).finish_non_exhaustive()
     }
+}
+
+/// What a sidecar asks its application in the place of others.
+#[derive(Debug, Default)]
+pub struct Application {
+    /// Its probes.
+    pub probes: Option<AppProbes>,
+    /// Its metrics.
+    pub metrics: Option<AppMetrics>,
 }
 
 /// What `/drain_listeners` asks for.
@@ -77,8 +88,10 @@ pub type Answer = Response<Full<Bytes>>;
 pub enum Pages {
     /// Everything: only for this machine.
     Admin,
-    /// Readiness and metrics.
+    /// Readiness, probes of the application, and metrics.
     Status,
+    /// The same, with the application's metrics beside the proxy's.
+    Merged,
 }
 
 fn answer(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
@@ -116,19 +129,35 @@ fn parameter(query: &str, name: &str) -> Option<String> {
     parameters(query).find(|(key, _)| key == name).map(|(_, value)| value)
 }
 
+/// The page of the proxy's metrics and those of its application.
+async fn merged_metrics(handles: Arc<Handles>, headers: &http::HeaderMap) -> Answer {
+    let own = {
+        let handles = handles.clone();
+        tokio::task::spawn_blocking(move || stats::prometheus(&handles)).await
+    };
+    let Ok(mut all) = own else {
+        return answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", "the page cannot be made\n");
+    };
+    if let Some(metrics) = &handles.application.metrics {
+        metrics.append(&mut all, headers).await;
+    }
+    answer(StatusCode::OK, PROMETHEUS, all)
+}
+
+const METRICS: [&str; 2] = ["/stats/prometheus", "/metrics"];
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Answers one request.
 pub fn page(handles: &Handles, pages: Pages, method: &Method, path: &str, query: &str) -> Answer {
     let status_page = match path {
         "/ready" | "/healthz/ready" => Some(ready(handles)),
-        "/stats/prometheus" | "/metrics" => Some(answer(StatusCode::OK, PROMETHEUS, stats::prometheus(handles))),
+        path if METRICS.contains(&path) => Some(answer(StatusCode::OK, PROMETHEUS, stats::prometheus(handles))),
         _ => None,
     };
     if let Some(page) = status_page {
         return page;
     }
-    if pages == Pages::Status {
+    if pages != Pages::Admin {
         return not_found();
     }
     match (method, path) {

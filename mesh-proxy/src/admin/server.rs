@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use super::{Answer, Handles, Pages, answer, page};
+use super::{Answer, Handles, METRICS, Pages, answer, merged_metrics, page};
 
 /// Connections at once.
 const CONNECTIONS: usize = 64;
@@ -69,10 +69,13 @@ async fn serve<B>(handles: Arc<Handles>, pages: Pages, request: &Request<B>) -> 
         return answer(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET or POST\n");
     }
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    if pages == Pages::Status
-        && let Some(probes) = handles.probes.as_ref().filter(|p| p.has(uri.path()))
+    if pages != Pages::Admin
+        && let Some(probes) = handles.application.probes.as_ref().filter(|p| p.has(uri.path()))
     {
         return probes.ask(uri.path(), request.headers()).await;
+    }
+    if pages == Pages::Merged && METRICS.contains(&uri.path()) {
+        return merged_metrics(handles, request.headers()).await;
     }
     // Large dumps must not hold up xDS and certificates.
     let made = tokio::task::spawn_blocking(move || {

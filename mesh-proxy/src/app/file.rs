@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 
 use super::dial::Dialer;
 use super::{Parts, SetLevel};
-use crate::admin::Pages;
+use crate::admin::{Application, Pages};
 use crate::bootstrap::{AdsConfig, Bootstrap};
 use crate::config::snapshot::Node;
 use crate::settings::Settings;
@@ -50,7 +50,7 @@ pub fn run(settings: &Settings, set_level: SetLevel) -> anyhow::Result<()> {
         None => Vec::<(SocketAddr, Pages)>::new(),
     };
     let drain = Duration::from_secs(settings.process.drain_time_s);
-    parts.run(readiness, places, None, client, set_level, drain)
+    parts.run(readiness, places, Application::default(), client, set_level, drain)
 }
 
 fn node(bootstrap: &Bootstrap, settings: &Settings) -> Node {
