@@ -14,7 +14,7 @@ use crate::{
     index::Index,
     leader::{self, Candidate},
     settings::Serve,
-    source::{kubernetes::Served, object::Kind},
+    source::{kubernetes::Served, object::Kind, status::SharedStatus},
     status,
     webhook::{self, Webhook},
 };
@@ -24,6 +24,8 @@ pub(super) struct Parts {
     pub(super) client: Client,
     pub(super) served: watch::Receiver<Served>,
     pub(super) index: Arc<ArcSwapOption<Index>>,
+    /// What is found wrong with objects.
+    pub(super) found: SharedStatus,
     /// Changes with the index.
     pub(super) changed: watch::Receiver<u64>,
 }
@@ -61,7 +63,7 @@ pub(super) async fn start(
     (servers, workers): (&mut JoinSet<anyhow::Result<()>>, &mut JoinSet<anyhow::Result<()>>),
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let Parts { client, served, index, changed } = parts;
+    let Parts { client, served, index, found, changed } = parts;
     if let Some(listener) = listener {
         let version = client.apiserver_version().await.context("version of the API server")?;
         let webhook = Webhook {
@@ -85,7 +87,7 @@ pub(super) async fn start(
     };
     workers.spawn(ca::keep_root_config_maps(client.clone(), authority, namespaces, leading.clone()));
     workers.spawn(keep_root(client.clone(), settings.namespace.clone(), settings.state_dir.clone(), leading.clone()));
-    workers.spawn(status::Writer { client, index, served }.run(changed, leading));
+    workers.spawn(status::Writer { client, index, served, found }.run(changed, leading));
     Ok(())
 }
 

@@ -243,7 +243,7 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
     hub.open(writer.index().clone());
     let (changed_tx, changed) = watch::channel(0);
     let told = Told { states: index_tx, changed: changed_tx, named };
-    workers.spawn(write_index(writer, (changes_rx, keys), told, admin.clone(), status, authority.clone()));
+    workers.spawn(write_index(writer, (changes_rx, keys), told, admin.clone(), status.clone(), authority.clone()));
     let follow = hub.clone().follow(index_rx);
     workers.spawn(async move {
         follow.await;
@@ -252,11 +252,11 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
 
     if let Some(listener) = plaintext_listener {
         tracing::warn!("{plaintext_xds} serves xDS in plaintext: whoever reaches it is believed");
-        let routes = Routes::new(Ads::new(hub.clone(), None));
+        let routes = Routes::new(Ads::new(hub.clone(), None, settings.xds_max_request));
         servers.spawn(server::serve(listener, None, routes, stop.clone()));
     }
     if let (Some((client, served)), Some(authority)) = (api_server.clone(), authority.clone()) {
-        let parts = kubernetes::Parts { client, served, index: admin.index.clone(), changed };
+        let parts = kubernetes::Parts { client, served, index: admin.index.clone(), found: status, changed };
         kubernetes::start(parts, settings, authority, webhook_listener, (&mut servers, &mut workers), &stop).await?;
     }
     if let (Some(listener), Some(authority)) = (xds_listener, authority) {
@@ -274,7 +274,7 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
         let names = ca::ServerNames::new(xds.0.map(|a| a.ip()), &further)?;
         let tls = ca::server_tls(&authority, names)?;
         let certificates = ca::grpc_service(authority, authenticate.clone(), metrics);
-        let routes = Routes::new(certificates).add_service(Ads::new(hub.clone(), Some(authenticate)));
+        let routes = Routes::new(certificates).add_service(Ads::new(hub.clone(), Some(authenticate), settings.xds_max_request));
         servers.spawn(server::serve(listener, Some(tls), routes, stop.clone()));
     }
     Ok(Running { addresses, hub, servers, workers, stop })

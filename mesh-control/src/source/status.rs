@@ -1,9 +1,11 @@
 //! What a source says of what it read, for `/ready`, `/debug/findings` and the log.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use parking_lot::RwLock;
+use tokio::sync::watch;
 
+use super::object::ObjectKey;
 use crate::validate::{Finding, Level};
 
 /// Shared between the source that writes it and the pages that show it.
@@ -14,14 +16,17 @@ pub type SharedStatus = Arc<RwLock<SourceStatus>>;
 pub struct SourceStatus {
     /// Findings.
     pub findings: Vec<Finding>,
+    /// Objects of which another version than the last is in force, or none.
+    pub refused: HashSet<ObjectKey>,
     /// The settings of the mesh (MeshConfig) are among what is in force.
     pub settings: bool,
+    news: watch::Sender<()>,
 }
 
 impl SourceStatus {
     /// Takes over what is found now; what is new goes to the log.
-    pub(super) fn publish(&mut self, findings: Vec<Finding>, settings: bool) {
-        let known: std::collections::HashSet<String> = self.findings.iter().map(ToString::to_string).collect();
+    pub(crate) fn publish(&mut self, findings: Vec<Finding>, refused: HashSet<ObjectKey>, settings: bool) {
+        let known: HashSet<String> = self.findings.iter().map(ToString::to_string).collect();
         for finding in findings.iter().filter(|f| !known.contains(&f.to_string())) {
             match finding.level {
                 Level::Error => tracing::error!(target: "config", "{finding}"),
@@ -30,7 +35,14 @@ impl SourceStatus {
             }
         }
         self.findings = findings;
+        self.refused = refused;
         self.settings = settings;
+        self.news.send_replace(());
+    }
+
+    /// Hears of everything that is taken over from now on.
+    pub fn follow(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
     }
 
     /// Objects that are refused, more or less.

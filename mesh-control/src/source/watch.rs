@@ -16,7 +16,7 @@ use super::folder::{self, Folder};
 use super::kept::Kept;
 use super::object::ObjectChange;
 use super::status::SharedStatus;
-use crate::validate::{Finding, is_mesh_config};
+use crate::validate::{Finding, Level, is_mesh_config};
 
 /// A full look at the folder at least this often.
 const RESCAN: Duration = Duration::from_secs(30);
@@ -55,9 +55,10 @@ impl FolderSource {
 
     fn publish(&self) {
         let mut findings = self.folder.findings();
-        findings.extend(self.folder.references());
         let settings = self.folder.objects().any(|o| is_mesh_config(&o.key));
-        self.status.write().publish(findings, settings);
+        let refused = findings.iter().filter(|f| f.level == Level::Error).filter_map(|f| f.object.clone()).collect();
+        findings.extend(self.folder.references());
+        self.status.write().publish(findings, refused, settings);
     }
 
     /// Reports changes until the receiver is gone.

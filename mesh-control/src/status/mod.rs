@@ -4,10 +4,11 @@
 //! last transition and the generation they are about, beside what other controllers have written. Written only when it
 //! differs. Must not know how a status comes about.
 
+mod findings;
 mod merge;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{Hash as _, Hasher as _},
     sync::Arc,
     time::Duration,
@@ -17,7 +18,7 @@ use arc_swap::ArcSwapOption;
 use futures_util::{StreamExt as _, stream};
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams},
     core::DynamicObject,
 };
 use serde_json::{Value, json};
@@ -28,6 +29,7 @@ use crate::{
     source::{
         kubernetes::{Served, resource},
         object::{Kind, Object, ObjectKey},
+        status::SharedStatus,
     },
     translate::status,
 };
@@ -49,6 +51,8 @@ const KINDS: [Kind; 9] = [
 const SETTLE: Duration = Duration::from_millis(100);
 /// What could not be written is tried again after this.
 const AGAIN: Duration = Duration::from_secs(5);
+/// Objects that are listed at once.
+const PAGE: u32 = 500;
 /// Writes at once.
 const AT_ONCE: usize = 8;
 
@@ -61,6 +65,8 @@ pub struct Writer {
     pub index: Arc<ArcSwapOption<Index>>,
     /// Versions of kinds.
     pub served: watch::Receiver<Served>,
+    /// What is found wrong.
+    pub found: SharedStatus,
 }
 
 impl std::fmt::Debug for Writer {
@@ -84,10 +90,12 @@ impl Writer {
                 return Ok(());
             }
             // Another leader may have written other things.
-            let mut written: HashMap<ObjectKey, u64> = HashMap::new();
+            let mut known = Known { written: HashMap::new(), told: self.told().await };
+            let mut news = self.found.read().follow();
             while *leading.borrow() {
                 changed.borrow_and_update();
-                let complete = self.write(&mut written).await;
+                news.borrow_and_update();
+                let complete = self.write(&mut known).await;
                 let again = async {
                     if complete {
                         std::future::pending().await
@@ -102,6 +110,12 @@ impl Writer {
                         }
                         tokio::time::sleep(SETTLE).await;
                     }
+                    ended = news.changed() => {
+                        if ended.is_err() {
+                            return Ok(());
+                        }
+                        tokio::time::sleep(SETTLE).await;
+                    }
                     () = again => {}
                     ended = leading.changed() => if ended.is_err() { return Ok(()) },
                 }
@@ -110,9 +124,15 @@ impl Writer {
     }
 
     /// Writes what differs from what was written last. Whether all of it is.
-    async fn write(&self, written: &mut HashMap<ObjectKey, u64>) -> bool {
+    async fn write(&self, known: &mut Known) -> bool {
         let Some(index) = self.index.load_full() else { return true };
-        let computed = tokio::task::spawn_blocking(move || computed(&index)).await.unwrap_or_default();
+        let mut computed = tokio::task::spawn_blocking(move || computed(&index)).await.unwrap_or_default();
+        let found = findings::computed(&self.found.read(), &known.told);
+        known.told.extend(found.iter().filter(|(_, status)| findings::says_something(status)).map(|(k, _)| k.clone()));
+        for (key, status) in found {
+            join(computed.entry(key).or_insert_with(|| json!({})), status);
+        }
+        let written = &mut known.written;
         written.retain(|key, _| computed.contains_key(key));
         let due: Vec<(ObjectKey, u64, Value)> = computed
             .into_iter()
@@ -144,6 +164,37 @@ impl Writer {
         complete
     }
 
+    /// Objects of Istio's kinds that somebody was told something of.
+    async fn told(&self) -> HashSet<ObjectKey> {
+        let mut out = HashSet::new();
+        for kind in findings::kinds() {
+            let Some(version) = self.served.borrow().versions.get(&kind).cloned() else { continue };
+            let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource(kind, &version));
+            let mut page = ListParams::default().limit(PAGE);
+            loop {
+                let list = match api.list(&page).await {
+                    Ok(list) => list,
+                    Err(why) => {
+                        tracing::warn!(target: "status", %kind, "statuses from before are not known: {why}");
+                        break;
+                    }
+                };
+                let says = |o: &&DynamicObject| o.data.get("status").is_some_and(findings::says_something);
+                let key = |o: &DynamicObject| {
+                    let meta = &o.metadata;
+                    let namespace = meta.namespace.as_deref().unwrap_or_default();
+                    ObjectKey::new(kind, namespace, meta.name.as_deref().unwrap_or_default())
+                };
+                out.extend(list.items.iter().filter(says).map(key));
+                match list.metadata.continue_ {
+                    Some(next) if !next.is_empty() => page.continue_token = Some(next),
+                    _ => break,
+                }
+            }
+        }
+        out
+    }
+
     async fn write_one(&self, key: &ObjectKey, status: Value) -> Result<(), String> {
         let Some(version) = self.served.borrow().versions.get(&key.kind).cloned() else { return Ok(()) };
         let resource = resource(key.kind, &version);
@@ -171,6 +222,21 @@ impl Writer {
             }
         }
         Err("others write all the time".to_owned())
+    }
+}
+
+/// What a leader knows of what is written.
+struct Known {
+    /// Hashes of what was computed and written.
+    written: HashMap<ObjectKey, u64>,
+    /// Objects that were told of findings: they are to hear when there are none any more.
+    told: HashSet<ObjectKey>,
+}
+
+/// Adds the fields of one status to another's.
+fn join(to: &mut Value, more: Value) {
+    if let (Some(to), Value::Object(more)) = (to.as_object_mut(), more) {
+        to.extend(more);
     }
 }
 

@@ -290,7 +290,9 @@ impl Registry {
         findings.extend(self.references.findings());
         let (namespace, name, _) = MESH_CONFIG;
         let settings = self.served.contains_key(&ObjectKey::new(Kind::ConfigMap, namespace, name));
-        self.status.write().publish(findings, settings);
+        let refused = |found: &Vec<Finding>| found.iter().any(|f| f.level == Level::Error);
+        let refused = self.findings.iter().filter(|(_, found)| refused(found)).map(|(key, _)| key.clone()).collect();
+        self.status.write().publish(findings, refused, settings);
     }
 }
 
