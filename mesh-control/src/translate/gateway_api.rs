@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Label of a gateway's workloads that names their Gateway.
-pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+pub const GATEWAY_NAME: &str = mesh_api::labels::GATEWAY_NAME;
 /// The same label's older name.
 const GATEWAY_NAME_OLD: &str = "istio.io/gateway-name";
 /// Class of gateways that are this mesh's without a GatewayClass.

@@ -37,6 +37,9 @@ pub const OTHERS_HOST: &str = "MESH0005";
 /// An extension that does not run.
 pub const NOT_RUN: &str = "MESH0006";
 
+/// A rule that asks for HTTP of a port of TCP.
+pub const HTTP_RULE_ON_TCP: &str = "MESH0007";
+
 /// The code itself.
 pub fn find(code: &str) -> Option<&'static Code> {
     ALL.iter().find(|c| c.code == code)
@@ -107,6 +110,13 @@ pub const ALL: &[Code] = &[
         "set destination.port.number",
     ),
     row(
+        "IST0116",
+        "DeploymentAssociatedToMultipleServices",
+        W,
+        "Services of one workload give a port different protocols",
+        "give the port one protocol in all of them",
+    ),
+    row(
         "IST0118",
         "PortNameIsNotUnderNamingConvention",
         I,
@@ -119,6 +129,13 @@ pub const ALL: &[Code] = &[
         W,
         "a namespace has both labels for injection",
         "keep either istio-injection or istio.io/rev",
+    ),
+    row(
+        "IST0125",
+        "InvalidAnnotation",
+        W,
+        "an annotation of a pod has a value that injection does not understand",
+        "correct the value: pods with it are refused",
     ),
     row(
         "IST0127",
@@ -177,6 +194,13 @@ pub const ALL: &[Code] = &[
         "set spec.addresses",
     ),
     row("IST0135", "DeprecatedAnnotation", I, "an annotation that Istio gives up", "use what replaces it"),
+    row(
+        "IST0137",
+        "DeploymentConflictingPorts",
+        W,
+        "Services of one workload have different ports for one of its own",
+        "give all of them the same port for it",
+    ),
     row(
         "IST0138",
         "GatewayDuplicateCertificate",
@@ -262,11 +286,32 @@ pub const ALL: &[Code] = &[
         "keep one of them: only the oldest is in force",
     ),
     row(
+        "IST0161",
+        "InvalidGatewayCredential",
+        E,
+        "the Secret that a server of a Gateway names holds no certificate with its key",
+        "fill tls.crt and tls.key of the Secret with PEM",
+    ),
+    row(
         "IST0162",
         "GatewayPortNotDefinedOnService",
         W,
         "no Service of the gateway's pods has the port of a server",
         "add the port to the Service; its targetPort is the server's port",
+    ),
+    row(
+        "IST0165",
+        "InternalGatewayReference",
+        W,
+        "a VirtualService names what Istio makes of a Gateway of Gateway API",
+        "route by HTTPRoute, GRPCRoute, TLSRoute or TCPRoute there",
+    ),
+    row(
+        "IST0166",
+        "IneffectiveSelector",
+        W,
+        "a selector takes workloads that a Gateway of Gateway API made",
+        "name the Gateway in spec.targetRefs: a selector holds for other workloads with these labels too",
     ),
     row(
         "IST0173",
@@ -318,6 +363,13 @@ pub const ALL: &[Code] = &[
         W,
         "a WasmPlugin or TrafficExtension, which no proxy runs: one that fails closed refuses all it is for",
         "use a CUSTOM AuthorizationPolicy, RequestAuthentication or an EnvoyFilter instead, or failStrategy FAIL_OPEN",
+    ),
+    row(
+        HTTP_RULE_ON_TCP,
+        "HttpRuleOnTcpPort",
+        W,
+        "a rule of an AuthorizationPolicy asks for what only HTTP has, and a port of the workloads is TCP",
+        "name the ports that the rule is for (to.operation.ports), or correct the protocol of the Service's port",
     ),
 ];
 

@@ -6,6 +6,7 @@ use mesh_api::labels::Labels;
 use super::Finding;
 use super::checks::Report;
 use crate::index::protocol::Protocol;
+use crate::inject;
 use crate::source::core::Service;
 use crate::source::object::{Kind, ObjectKey};
 
@@ -91,7 +92,7 @@ const ANNOTATIONS: &[(&str, Place, bool)] = &[
 
 /// Annotations of an object.
 pub(super) fn annotations(kind: Kind, annotations: &Labels, out: &mut Report) {
-    for name in annotations.keys() {
+    for (name, value) in annotations {
         let Some((domain, _)) = name.split_once('/') else { continue };
         if INTERNAL.contains(&domain) {
             continue;
@@ -105,6 +106,11 @@ pub(super) fn annotations(kind: Kind, annotations: &Labels, out: &mut Report) {
                 out.push(Finding::warning(field, message).code("IST0107"));
             }
             Some((_, _, true)) => out.push(Finding::info(field, format!("{name} is deprecated")).code("IST0135")),
+            Some(_) if kind == Kind::Pod => {
+                if let Some(why) = inject::annotations::wrong(name, value) {
+                    out.push(Finding::warning(field, format!("{value:?} {why}")).code("IST0125"));
+                }
+            }
             Some(_) => {}
         }
     }

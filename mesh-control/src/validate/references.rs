@@ -10,6 +10,7 @@ mod conflicts;
 mod ingress;
 mod known;
 mod patches;
+mod protocols;
 mod workloads;
 
 use std::{

@@ -7,8 +7,10 @@ use mesh_api::crd::networking::VirtualService;
 use mesh_api::labels::{Labels, selects};
 use mesh_api::names::{complete_host, service_host};
 
-use crate::source::core::{IntOrString, Service};
+use crate::index::protocol::Protocol;
+use crate::source::core::{IntOrString, Service, ServicePort};
 use crate::source::object::{Kind, Object, ObjectKey, Spec};
+use crate::translate::secrets::has_certificate;
 use crate::validate::MESH_CONFIG;
 
 /// Something that objects refer to.
@@ -50,8 +52,26 @@ pub(super) enum Detail {
     None,
     Selector(Labels),
     Protocol(String),
+    /// A Secret with a certificate and its key.
+    Certificate(bool),
     /// Selector and ports of a Service.
-    Ports(Labels, BTreeSet<u16>),
+    Ports(Labels, Vec<OfferedPort>),
+}
+
+/// A port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OfferedPort {
+    pub(super) number: u16,
+    /// Of the workloads; `None`: named, or the same.
+    pub(super) target: Option<u16>,
+    pub(super) protocol: Protocol,
+}
+
+impl OfferedPort {
+    /// Where workloads listen, as far as it can be told.
+    pub(super) fn listens(&self) -> u16 {
+        self.target.unwrap_or(self.number)
+    }
 }
 
 /// What an object declares for others to refer to, beside itself.
@@ -135,12 +155,16 @@ pub(super) fn for_sidecars(vs: &VirtualService) -> bool {
     vs.gateways.is_empty() || vs.gateways.iter().any(|g| g == "mesh")
 }
 
-fn service_ports(service: &Service) -> BTreeSet<u16> {
-    let target = |p: &Option<IntOrString>| match p {
-        Some(IntOrString::Int(n)) => Some(*n),
-        _ => None,
+pub(super) fn service_ports(service: &Service) -> Vec<OfferedPort> {
+    let port = |p: &ServicePort| OfferedPort {
+        number: p.port,
+        target: match p.target_port {
+            Some(IntOrString::Int(n)) => Some(n),
+            _ => None,
+        },
+        protocol: Protocol::of_service_port(&p.protocol, &p.app_protocol, &p.name, p.port),
     };
-    service.ports.iter().flat_map(|p| [Some(p.port), target(&p.target_port)]).flatten().collect()
+    service.ports.iter().map(port).collect()
 }
 
 /// Groups that an object belongs to, with the field that makes it so.
@@ -201,7 +225,10 @@ pub(super) fn memberships(object: &Object, domain: &str) -> Vec<(Group, Detail, 
                 out.push((Group::Selecting(Kind::Service, namespace, first), detail, String::new()));
             }
         }
-        Spec::Secret(_) => out.push((Group::Secret(object.key.name.to_string()), Detail::None, String::new())),
+        Spec::Secret(secret) => {
+            let detail = Detail::Certificate(has_certificate(secret));
+            out.push((Group::Secret(object.key.name.to_string()), detail, String::new()));
+        }
         _ => {}
     }
     out

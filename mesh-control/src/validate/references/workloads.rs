@@ -1,17 +1,17 @@
 //! What objects select, as far as workloads are known: without a single one of a namespace nothing is said, as they may
 //! be known elsewhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_api::crd::networking::{CLAIMS, DestinationRule, Gateway, VirtualService};
-use mesh_api::labels::{Labels, selects};
+use mesh_api::labels::{GATEWAY_NAME, Labels, selects};
 
 use super::checker::Checker;
-use super::known::{Detail, Group, Topic, label, scope, selector, words};
-use crate::source::object::{Kind, Object, Spec};
+use super::known::{Detail, Group, OfferedPort, Topic, label, scope, selector, words};
+use crate::source::object::{Kind, Object, ObjectKey, Spec};
 use crate::validate::{Finding, MESH_CONFIG};
 
-impl Checker<'_> {
+impl<'k> Checker<'k> {
     /// A selector that no workload fits.
     pub(super) fn selection(&mut self, object: &Object) {
         let Some(labels) = selector(object).filter(|labels| !labels.is_empty()) else { return };
@@ -20,6 +20,24 @@ impl Checker<'_> {
             let field = if matches!(object.spec, Spec::Sidecar(_)) { "spec.workloadSelector" } else { "spec.selector" };
             let message = format!("no workload has the labels {}", words(&labels));
             self.found.push(Finding::warning(field, message).code("IST0127"));
+        }
+    }
+
+    /// A selector for workloads that a Gateway of Gateway API made: they take what is attached by targetRefs.
+    pub(super) fn of_gateway_api(&mut self, object: &Object) {
+        let attachable = matches!(
+            object.spec,
+            Spec::AuthorizationPolicy(_) | Spec::RequestAuthentication(_) | Spec::Telemetry(_) | Spec::WasmPlugin(_)
+        );
+        let Some(labels) = selector(object).filter(|labels| attachable && !labels.is_empty()) else { return };
+        let gateways: BTreeSet<&String> = self
+            .known
+            .selected(scope(&object.key), &labels)
+            .filter_map(|(_, carried)| carried.get(GATEWAY_NAME))
+            .collect();
+        if let Some(name) = gateways.first() {
+            let message = format!("selects workloads of the Gateway {name}: attach the object to it by targetRefs");
+            self.found.push(Finding::warning("spec.selector", message).code("IST0166"));
         }
     }
 
@@ -50,33 +68,44 @@ impl Checker<'_> {
 
     /// Ports of servers that no Service of the gateway's workloads has.
     pub(super) fn gateway_ports(&mut self, gateway: &Gateway) {
-        let Some(first) = gateway.selector.iter().next().map(label) else { return };
-        self.uses.push(Topic::Label(String::new(), first));
-        let mut ports: BTreeSet<u16> = BTreeSet::new();
+        let services = self.services_of("", &gateway.selector);
+        let of = |p: &&OfferedPort| [Some(p.number), p.target];
+        let ports: BTreeSet<u16> = services.iter().flat_map(|(_, ports)| *ports).flat_map(|p| of(&p)).flatten().collect();
+        for (i, server) in gateway.servers.iter().enumerate() {
+            if !services.is_empty() && !ports.contains(&server.port.number) {
+                let message = format!("no Service of the gateway's workloads has port {}", server.port.number);
+                let finding = Finding::warning(format!("spec.servers[{i}].port.number"), message);
+                self.found.push(finding.code("IST0162"));
+            }
+        }
+    }
+
+    /// Services of the workloads with these labels, with their ports, noting that the object depends on them.
+    pub(super) fn services_of(
+        &mut self,
+        place: &str,
+        selector: &Labels,
+    ) -> BTreeMap<&'k ObjectKey, &'k [OfferedPort]> {
+        let mut out = BTreeMap::new();
+        let Some(first) = selector.iter().next().map(label) else { return out };
+        self.uses.push(Topic::Label(place.to_owned(), first));
+        let known = self.known;
         let mut groups = BTreeSet::new();
-        let mut served = false;
-        for (workload, labels) in self.known.selected("", &gateway.selector) {
+        for (workload, labels) in known.selected(place, selector) {
             for one in labels.iter().map(label) {
                 let group = Group::Selecting(Kind::Service, workload.namespace.to_string(), one);
-                for detail in self.known.group(&group).into_iter().flat_map(|members| members.values()) {
-                    if let Detail::Ports(selected, of_service) = detail
+                for (key, detail) in known.group(&group).into_iter().flatten() {
+                    if let Detail::Ports(selected, ports) = detail
                         && selects(selected, labels)
                     {
-                        served = true;
-                        ports.extend(of_service);
+                        out.insert(key, ports.as_slice());
                     }
                 }
                 groups.insert(group);
             }
         }
         self.uses.extend(groups.into_iter().map(Topic::Group));
-        for (i, server) in gateway.servers.iter().enumerate() {
-            if served && !ports.contains(&server.port.number) {
-                let message = format!("no Service of the gateway's workloads has port {}", server.port.number);
-                let finding = Finding::warning(format!("spec.servers[{i}].port.number"), message);
-                self.found.push(finding.code("IST0162"));
-            }
-        }
+        out
     }
 
     /// Routes by claims where no token is checked.
