@@ -2,8 +2,12 @@
 //!
 //! Owns virtual hosts of VirtualServices and of Gateway API's routes side by side. Must not know chains.
 
+use std::sync::LazyLock;
+
 use indexmap::IndexMap;
-use mesh_api::model::{Name, Origin, PathMatch, RequireTls, Route, RouteConfig, VirtualHost};
+use mesh_api::model::{
+    HeaderMutation, HeaderOps, Name, Origin, PathMatch, RequireTls, Route, RouteConfig, VirtualHost,
+};
 
 use super::{
     super::{
@@ -75,10 +79,41 @@ fn table(request: Request<'_>, name: &str, listens: u16, servers: &[&Server]) ->
     RouteConfig {
         name: name.into(),
         virtual_hosts: out,
+        headers: HeaderOps {
+            request: HeaderMutation { remove: DISGUISES.clone(), ..HeaderMutation::default() },
+            ..HeaderOps::default()
+        },
         ignore_port_in_host: true,
         max_direct_response_body: Some(MAX_DIRECT_RESPONSE),
         ..RouteConfig::default()
     }
+}
+
+/// What a gateway itself says of clients; what clients say in these is not believed.
+const SAID_BY_GATEWAYS: [&str; 5] = [
+    "x-envoy-external-address",
+    "x-forwarded-client-cert",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+];
+
+/// The same names with underscores in the place of dashes, in all ways: many applications (CGI, WSGI, Rack, PHP) read
+/// both as one variable, and would believe the client.
+static DISGUISES: LazyLock<Vec<Name>> =
+    LazyLock::new(|| SAID_BY_GATEWAYS.into_iter().flat_map(disguises).map(Name::from).collect());
+
+fn disguises(name: &str) -> Vec<String> {
+    let mut out = vec![String::new()];
+    for (i, part) in name.split('-').enumerate() {
+        let longer = |start: String| match i {
+            0 => vec![part.to_owned()],
+            _ => vec![format!("{start}-{part}"), format!("{start}_{part}")],
+        };
+        out = out.into_iter().flat_map(longer).collect();
+    }
+    out.retain(|disguise| disguise != name);
+    out
 }
 
 fn finish(host: &str, port: u16, h: Host) -> VirtualHost {

@@ -324,3 +324,14 @@ fn ingresses_route_by_segments_and_are_the_cause() {
     assert_eq!(&*host.routes[0].origin.config, "/apis/networking.k8s.io/v1/namespaces/shop/ingress/edge");
     assert_eq!(listeners(yaml)[0].filter_chains.len(), 1);
 }
+
+#[test]
+fn names_that_applications_take_for_the_gateways_own_are_removed() {
+    let yaml = gateway("gw", "[{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]");
+    let config = routes(&yaml, "http.80").unwrap();
+    let removed: Vec<&str> = config.headers.request.remove.iter().map(|name| &**name).collect();
+    for name in ["x_forwarded_for", "x-forwarded_for", "x_forwarded-for", "x_envoy-external_address"] {
+        assert!(removed.contains(&name), "{name} is not in {removed:?}");
+    }
+    assert!(!removed.iter().any(|name| !name.contains('_')), "headers of the gateway's own stay");
+}
