@@ -93,6 +93,9 @@ pub struct Serve {
     /// xDS in plaintext: callers are believed, secrets and certificates are not served
     #[arg(long, env = "MESH_PLAINTEXT_XDS_ADDR", default_value = "off", value_name = "ADDR")]
     pub plaintext_xds_addr: Listen,
+    /// Largest xDS request, in bytes; a larger one ends its stream
+    #[arg(long, env = "ISTIO_GPRC_MAXRECVMSGSIZE", default_value_t = 4 << 20, value_name = "BYTES")]
+    pub xds_max_request: usize,
     /// Metrics, version, readiness and debug pages
     #[arg(long, env = "MESH_HTTP_ADDR", default_value = "0.0.0.0:15014", value_name = "ADDR")]
     pub http_addr: Listen,

@@ -146,7 +146,7 @@ impl Mesh {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let routes = Routes::new(Ads::new(hub.clone(), authenticate));
+        let routes = Routes::new(Ads::new(hub.clone(), authenticate, 4 << 20));
         tokio::spawn(server::serve(listener, None, routes, stop.clone()));
         Self { hub, index, changes, address, stop }
     }

@@ -34,8 +34,6 @@ use super::{
 };
 use crate::metrics::Metrics;
 
-/// Largest request. A client that comes back names every resource it has, with its version.
-const MAX_REQUEST: usize = 16 << 20;
 /// Responses that may wait for a slow connection. A client that follows the protocol has one per type.
 const QUEUE: usize = 16;
 
@@ -44,6 +42,8 @@ pub struct Ads<G: Generator> {
     hub: Arc<Hub<G>>,
     /// `None`: plaintext, nobody is authenticated.
     authenticate: Option<Arc<dyn Authenticate>>,
+    /// Largest request, in bytes.
+    max_request: usize,
 }
 
 impl<G: Generator> std::fmt::Debug for Ads<G> {
@@ -54,14 +54,15 @@ impl<G: Generator> std::fmt::Debug for Ads<G> {
 
 impl<G: Generator> Clone for Ads<G> {
     fn clone(&self) -> Self {
-        Self { hub: self.hub.clone(), authenticate: self.authenticate.clone() }
+        Self { hub: self.hub.clone(), authenticate: self.authenticate.clone(), max_request: self.max_request }
     }
 }
 
 impl<G: Generator> Ads<G> {
-    /// For a plaintext address (`None`) or one with TLS.
-    pub fn new(hub: Arc<Hub<G>>, authenticate: Option<Arc<dyn Authenticate>>) -> Self {
-        Self { hub, authenticate }
+    /// For a plaintext address (`None`) or one with TLS. A request of more than `max_request` bytes ends its stream; a
+    /// client that comes back names every resource it has, with its version.
+    pub fn new(hub: Arc<Hub<G>>, authenticate: Option<Arc<dyn Authenticate>>, max_request: usize) -> Self {
+        Self { hub, authenticate, max_request }
     }
 
     async fn answer(self, request: Request<Body>) -> Result<Response<Body>, Status> {
@@ -82,10 +83,10 @@ impl<G: Generator> Ads<G> {
         let settings = BufferSettings::default();
         let inbound = if delta {
             let decoder = ProstDecoder::new(settings);
-            Inbound::Delta(Box::new(Streaming::new_request(decoder, body, None, Some(MAX_REQUEST))))
+            Inbound::Delta(Box::new(Streaming::new_request(decoder, body, None, Some(self.max_request))))
         } else {
             let decoder = ProstDecoder::new(settings);
-            Inbound::Sotw(Box::new(Streaming::new_request(decoder, body, None, Some(MAX_REQUEST))))
+            Inbound::Sotw(Box::new(Streaming::new_request(decoder, body, None, Some(self.max_request))))
         };
         let (out, rx) = mpsc::channel(QUEUE);
         let metrics = self.hub.metrics.clone();
