@@ -107,7 +107,7 @@ def run_case(world, case):
     runner = Runner(world, case)
     failure = None
     for number, step in enumerate(case.steps):
-        world.apply(step.objects, case.mesh)
+        world.apply(step.objects, case.mesh, case.patience)
         with concurrent.futures.ThreadPoolExecutor(len(case.positions)) as pool:
             failures = list(pool.map(lambda position: runner.settled(step, position), case.positions))
         failure = "; ".join(f"{p}: {f}" for p, f in zip(case.positions, failures) if f)

@@ -121,13 +121,14 @@ class World:
         folder, authority = self.folder / "certs", certificates.Authority()
         folder.mkdir()
         (folder / "ca.crt").write_text(authority.root_pem)
-        issued = {"client": "client.test", "a": "a.test", "b": "b.test"}
+        issued = {"client": "client.test", "revoked": "client.test", "a": "a.test", "b": "b.test"}
         pairs = {name: authority.issue(host) for name, host in issued.items()}
         pairs["tls"] = authority.issue("tls.shop.svc.cluster.local", also=("tls.dynamic.test",))
         pairs["stranger"] = certificates.Authority("stranger").issue("client.test")
         for name, texts in pairs.items():
             for ending, text in zip(("crt", "key"), texts):
                 (folder / f"{name}.{ending}").write_text(text)
+        (folder / "ca.crl").write_text(authority.revoke(pairs["revoked"][0]))
         return folder / "tls.crt", folder / "tls.key"
 
     def _control(self):
@@ -174,25 +175,30 @@ class World:
         """Settings of the mesh, beside the usual ones."""
         self._write("world", manifests.world(settings))
 
-    def apply(self, objects, settings=None):
-        """Replaces the objects of the case, and settings of the mesh; returns when every proxy has what follows from them."""
+    def apply(self, objects, settings=None, patience=None):
+        """Replaces the objects of the case, and settings of the mesh; returns when every proxy has what follows from them.
+        `patience` (s) is for cases in which proxies wait for what does not come."""
         self._number += 1
         if (settings or {}) != self._settings:
             self._settings = settings or {}
             self.settle(self._settings)
         text = objects if isinstance(objects, str) else manifests.text(objects)
         text = text.replace("$CERTS", str(self.folder / "certs")).replace("$SOCKET", str(self.folder / "app.sock"))
-        # The content, as one string of YAML.
-        text = re.sub(r"\$PEM/([\w.]+)", lambda m: json.dumps((self.folder / "certs" / m[1]).read_text()), text)
+        # The content, as one string of YAML, and fingerprints of certificates and of their keys.
+        pem = lambda name: (self.folder / "certs" / name).read_text()
+        text = re.sub(r"\$PEM/([\w.]+)", lambda m: json.dumps(pem(m[1])), text)
+        text = re.sub(r"\$HASH/([\w.]+)", lambda m: certificates.fingerprint(pem(m[1])), text)
+        text = re.sub(r"\$SPKI/([\w.]+)", lambda m: certificates.key_fingerprint(pem(m[1])), text)
         # One file, so that the marker changes with them.
         self._write("case", f"{text}\n---\n{manifests.text(manifests.marker(self._number))}")
-        end = time.monotonic() + (PATIENCE if self._number == 1 else IN_FORCE)
+        patience = PATIENCE if self._number == 1 else max(IN_FORCE, patience or 0)
+        end = time.monotonic() + patience
         threads = [threading.Thread(target=self._marked, args=(name, end)) for name in self.names]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        self._until(self._synced, "all proxies to be in sync", PATIENCE if self._number == 1 else IN_FORCE)
+        self._until(self._synced, "all proxies to be in sync", patience)
         if self._number == 1:
             missing = [name for name in self.names if not self._marks(name)]
             if missing:

@@ -1,6 +1,8 @@
 """Certificates by the `cryptography` package, and TLS clients by Python's `ssl`."""
 
+import base64
 import datetime
+import hashlib
 import http.client
 import ssl
 
@@ -49,11 +51,36 @@ class Authority:
         leaf = builder.sign(self._key, hashes.SHA256())
         return leaf.public_bytes(serialization.Encoding.PEM).decode(), _pem(key)
 
+    def revoke(self, *certificates):
+        """A revocation list with these certificates (PEM), as PEM."""
+        now = datetime.datetime.now(datetime.timezone.utc)
+        builder = (x509.CertificateRevocationListBuilder().issuer_name(self.name)
+                   .last_update(now - datetime.timedelta(hours=1)).next_update(now + datetime.timedelta(hours=1))
+                   .add_extension(x509.CRLNumber(1), False)
+                   .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False))
+        for pem in certificates:
+            serial = x509.load_pem_x509_certificate(pem.encode()).serial_number
+            builder = builder.add_revoked_certificate(
+                x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now - datetime.timedelta(minutes=5)).build())
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
     def context(self):
         """For clients that trust this authority only."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(cadata=self.root_pem)
         return context
+
+
+def fingerprint(pem):
+    """SHA-256 of a certificate, in hex digits."""
+    return x509.load_pem_x509_certificate(pem.encode()).fingerprint(hashes.SHA256()).hex()
+
+
+def key_fingerprint(pem):
+    """SHA-256 of a certificate's public key (SubjectPublicKeyInfo), in base64."""
+    key = x509.load_pem_x509_certificate(pem.encode()).public_key()
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return base64.b64encode(hashlib.sha256(der).digest()).decode()
 
 
 class Connection(http.client.HTTPSConnection):

@@ -26,6 +26,8 @@ pub const ZONE: &str = "topology.kubernetes.io/zone";
 pub const SUBZONE: &str = "topology.istio.io/subzone";
 /// `region.zone.subzone` or `region/zone/subzone` of a workload.
 pub const LOCALITY: &str = "istio-locality";
+/// Name of a namespace, entered by the API server.
+pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 /// Gateway of Gateway API that a workload was made for.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// Service of an EndpointSlice.

@@ -36,7 +36,7 @@ use std::{
 use im::{HashMap, OrdMap, OrdSet};
 use mesh_api::{
     crd::networking,
-    labels::{Labels, selects},
+    labels::{self, Labels, selects},
     meshconfig::MeshConfig,
     model::Name,
 };
@@ -267,9 +267,10 @@ impl Index {
         if selectors.is_empty() || *namespace == *self.mesh.root_namespace() {
             return true;
         }
-        let nothing = Labels::new();
-        let labels = self.namespace_labels(namespace).unwrap_or(&nothing);
-        selectors.iter().any(|s| visibility::label_selector_fits(s, labels))
+        // The API server enters this label; in a folder a namespace may not even have an object.
+        let mut labels = self.namespace_labels(namespace).cloned().unwrap_or_default();
+        labels.entry(labels::NAMESPACE_NAME.to_owned()).or_insert_with(|| namespace.to_owned());
+        selectors.iter().any(|s| visibility::label_selector_fits(s, &labels))
     }
 
     /// A Secret.

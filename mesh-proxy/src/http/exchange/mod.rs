@@ -138,8 +138,8 @@ pub fn refused(session: Rc<Session>, reason: Reason) {
 }
 
 fn https_redirect(head: &RequestHead) -> LocalReply {
-    let (host, _) = super::message::split_port(head.authority.as_str());
-    let location = format!("https://{host}{}", head.target.as_str());
+    // As Envoy does it: a port stays, even one that https does not have.
+    let location = format!("https://{}{}", head.authority.as_str(), head.target.as_str());
     let mut reply = LocalReply::direct(301, bytes::Bytes::new());
     reply.reason = Reason::RequireTls;
     match HeaderValue::from_str(&location) {
