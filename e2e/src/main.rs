@@ -17,6 +17,8 @@ enum Command {
     /// Run checks; the exit status says whether all of them hold
     #[command(subcommand)]
     Run(Run),
+    /// A cluster with the mesh and the bookstore on it; prints the address of its page
+    Demo(e2e::cluster::cli::Which),
     /// Clusters that scenarios run on
     #[command(subcommand)]
     Cluster(e2e::cluster::cli::Command),
@@ -48,6 +50,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(Run::Interop(options)) => e2e::interop::run(&options),
         Command::Run(Run::Local(options)) => runtime()?.block_on(e2e::kubernetes::run(&options)),
         Command::Run(Run::Schemas(options)) => e2e::schemas::run(&options),
+        Command::Demo(which) => runtime()?.block_on(e2e::kubernetes::demo::run(&which)),
         Command::Cluster(command) => runtime()?.block_on(e2e::cluster::cli::run(&command)),
     }
 }

@@ -52,10 +52,12 @@ fn these_are_all() {
         ["cargo run --bin meshctl -- demo", "cargo test --workspace"],
         "both are what the other tests are about"
     );
+    let of_clusters = ["cargo run -p e2e -- demo", "cargo run -p e2e -- run local"];
+    assert_eq!(blocks("On Kubernetes").concat(), of_clusters, "these need root: `.ci/run` runs both");
     assert_eq!(blocks("Looking inside").len(), 2);
     assert_eq!(blocks("By hand").len(), 4);
     let text = std::fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
-    assert_eq!(text.matches("```sh").count(), 7, "a block that no test runs");
+    assert_eq!(text.matches("```sh").count(), 9, "a block that no test runs");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //!
 //! This owns the run: the cluster, the images, one line for each check, the result. What is checked is the scenarios'.
 
+pub mod demo;
 mod images;
 mod machinery;
 mod mesh;
