@@ -21,7 +21,23 @@ const ELSEWHERE: &[(Kind, &str, &str)] = &[
     (Kind::HttpRoute, "rules[].filters[].extensionRef", UNSUPPORTED),
     (Kind::GrpcRoute, "rules[].filters[].extensionRef", UNSUPPORTED),
     (Kind::ConfigMap, "extensionProviders[].prometheus", "in effect: names a provider, and has no settings"),
+    (Kind::ConfigMap, "enablePrometheusMerge", AT_INJECTION),
+    (Kind::ConfigMap, "defaultConfig.concurrency", AT_INJECTION),
+    (Kind::ConfigMap, "defaultConfig.discoveryAddress", AT_INJECTION),
+    (Kind::ConfigMap, "defaultConfig.holdApplicationUntilProxyStarts", AT_INJECTION),
+    (Kind::ConfigMap, "defaultConfig.image", AT_INJECTION),
+    (Kind::ConfigMap, "defaultConfig.interceptionMode", AT_INJECTION),
+    (Kind::ConfigMap, "defaultConfig.proxyMetadata", AT_INJECTION),
+    (Kind::ConfigMap, "defaultConfig.statusPort", AT_INJECTION),
+    (Kind::ConfigMap, "defaultConfig.terminationDrainDuration", AT_INJECTION),
+    (Kind::ProxyConfig, "concurrency", AT_INJECTION),
+    (Kind::ProxyConfig, "environmentVariables", AT_INJECTION),
+    (Kind::ProxyConfig, "image", AT_INJECTION),
+    (Kind::ProxyConfig, "selector", AT_INJECTION),
 ];
+
+/// Of what a pod is made with; tested with injection.
+const AT_INJECTION: &str = "in effect at injection: a change needs new pods (testdata/inject)";
 
 /// Fields of which nothing but a status tells.
 const IN_STATUS: &[(Kind, &str)] = &[(Kind::Gateway, "tls.backend")];

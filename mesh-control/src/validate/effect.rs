@@ -11,7 +11,7 @@ use crate::source::object::Kind;
 type Row = (Kind, &'static str, &'static str);
 
 /// What a proxy has from the one who starts it.
-const AT_START: &str = "proxies have it from their flags and environment; defaultConfig is not handed to them yet";
+const AT_START: &str = "proxies have it from their flags and environment only";
 
 /// Of names that nothing but people read.
 const FOR_PEOPLE: &str = "this name is for people";
@@ -53,7 +53,6 @@ const TABLE: &[Row] = &[
     (Kind::ConfigMap, "data.mesh.certificates", "was removed from Istio"),
     (Kind::ConfigMap, "data.mesh.configSources", "configuration comes from where the flags say"),
     (Kind::ConfigMap, "data.mesh.enableEnvoyAccessLogService", "name an access log service in extensionProviders"),
-    (Kind::ConfigMap, "data.mesh.enablePrometheusMerge", "metrics of applications are not merged yet"),
     (Kind::ConfigMap, "data.mesh.hboneIdleTimeout", "HBONE is not spoken yet"),
     (Kind::ConfigMap, "data.mesh.meshMTLS.cipherSuites", "TLS between workloads is 1.3 with its own suites"),
     (Kind::ConfigMap, "data.mesh.meshMTLS.minProtocolVersion", "TLS between workloads is 1.3 always"),
@@ -79,12 +78,10 @@ const TABLE: &[Row] = &[
     (Kind::ConfigMap, "data.mesh.defaultConfig.availabilityZone", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.binaryPath", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.caCertificatesPem", AT_START),
-    (Kind::ConfigMap, "data.mesh.defaultConfig.concurrency", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.configPath", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.connectionSettings", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.controlPlaneAuthPolicy", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.customConfigFile", AT_START),
-    (Kind::ConfigMap, "data.mesh.defaultConfig.discoveryAddress", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.discoveryRefreshDelay", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.drainDuration", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.envoyAccessLogService", AT_START),
@@ -92,9 +89,6 @@ const TABLE: &[Row] = &[
     (Kind::ConfigMap, "data.mesh.defaultConfig.extraStatTags", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.fileFlushInterval", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.fileFlushMinSizeKb", AT_START),
-    (Kind::ConfigMap, "data.mesh.defaultConfig.holdApplicationUntilProxyStarts", AT_START),
-    (Kind::ConfigMap, "data.mesh.defaultConfig.image", AT_START),
-    (Kind::ConfigMap, "data.mesh.defaultConfig.interceptionMode", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.meshId", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.parentShutdownDuration", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.privateKeyProvider", AT_START),
@@ -110,7 +104,6 @@ const TABLE: &[Row] = &[
         "data.mesh.defaultConfig.proxyHeaders.preserveHttp1HeaderCase",
         "proxies write the names of headers in lower case",
     ),
-    (Kind::ConfigMap, "data.mesh.defaultConfig.proxyMetadata", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.proxyStatsMatcher", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.readinessProbe", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.runtimeValues", AT_START),
@@ -119,8 +112,6 @@ const TABLE: &[Row] = &[
     (Kind::ConfigMap, "data.mesh.defaultConfig.statNameLength", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.statsCompression", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.statsdUdpAddress", AT_START),
-    (Kind::ConfigMap, "data.mesh.defaultConfig.statusPort", AT_START),
-    (Kind::ConfigMap, "data.mesh.defaultConfig.terminationDrainDuration", AT_START),
     (Kind::ConfigMap, "data.mesh.defaultConfig.tracing.datadog", NO_PROVIDER),
     (Kind::ConfigMap, "data.mesh.defaultConfig.tracing.lightstep", NO_PROVIDER),
     (Kind::ConfigMap, "data.mesh.defaultConfig.tracing.openCensusAgent", NO_PROVIDER),
@@ -183,11 +174,6 @@ const TABLE: &[Row] = &[
         Kind::EnvoyFilter,
         "spec.configPatches[].patch.filterClass",
         "as under Istio, filters stand where the operation puts them",
-    ),
-    (
-        Kind::ProxyConfig,
-        "spec",
-        "concurrency, environment and image are fixed when a proxy starts: it has them from its flags and environment",
     ),
     (Kind::VirtualService, "spec.http[].fault.delay.exponentialDelay", "only fixedDelay delays requests"),
     (Kind::WasmPlugin, "spec.url", NOT_RUN),
