@@ -39,9 +39,6 @@ const ELSEWHERE: &[(Kind, &str, &str)] = &[
 /// Of what a pod is made with; tested with injection.
 const AT_INJECTION: &str = "in effect at injection: a change needs new pods (testdata/inject)";
 
-/// Fields of which nothing but a status tells.
-const IN_STATUS: &[(Kind, &str)] = &[(Kind::Gateway, "tls.backend")];
-
 /// Of filters that only some implementations have.
 const UNSUPPORTED: &str = "requests of the rule are answered 500, and its status says UnsupportedValue";
 
@@ -110,9 +107,6 @@ fn effect(kind: Kind, root: &str, field: &str, seen: &Evidence, wrong: &mut Vec<
     let named = why_without(kind, &format!("{root}.{field}"));
     match (seen.effective.get(&slot), named, seen.refused.get(&slot)) {
         (Some(Seen { case, .. }), None, _) => format!("in effect ({case})"),
-        (Some(_), Some(why), _) if IN_STATUS.iter().any(|(k, f)| *k == kind && field.starts_with(f)) => {
-            format!("without: {why}; its status says whether it could be used")
-        }
         (Some(Seen { case, direct: true }), Some(why), _) => {
             wrong.push(format!("{kind} {field} has an effect in {case}, and is named as without: {why}"));
             String::new()

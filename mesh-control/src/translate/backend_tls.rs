@@ -8,16 +8,20 @@ use std::sync::Arc;
 use mesh_api::{
     crd::gateway_api::{BackendTlsPolicy, LocalObjectRef, SubjectAltNameType},
     model::{
-        Cluster, CommonTls, DataSource, Discovery, EndpointSet, HttpVersionChoice, LbPolicy, Name, SanKind, SanMatcher,
+        CertificateSource, Cluster, CommonTls, DataSource, Discovery, EndpointSet, HttpVersionChoice, LbPolicy, Name, SanKind, SanMatcher,
         StringMatcher, TlsVersion, UpstreamTls, Validation, ValidationContext,
     },
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
-use super::tls::file_roots;
+use super::{
+    gateway_api::{GatewayEntry, gateways_of},
+    tls::{credential, file_roots},
+};
 use crate::{
     index::{Index, Service, ServicePort, Stamp},
     source::object::{Kind, Object, Spec},
+    view::ProxyView,
 };
 
 /// Keys of trust anchors in a ConfigMap.
@@ -119,8 +123,32 @@ pub fn is_certificates(pem: &str) -> bool {
     all.is_ok_and(|all| !all.is_empty() && all.iter().all(|c| x509_parser::parse_x509_certificate(c).is_ok()))
 }
 
-/// TLS of a cluster as a policy says. Without trust anchors the cluster has no endpoints.
-pub fn originate(cluster: &mut Cluster, index: &Index, namespace: &str, policy: &BackendTlsPolicy) {
+/// The Secret, by its name for proxies, with what a Gateway presents to backends that it speaks TLS to.
+pub fn presented_by(gateway: &GatewayEntry) -> Option<Name> {
+    let tls = gateway.spec.tls.as_ref()?;
+    let r = tls.backend.as_ref()?.client_certificate_ref.as_ref()?;
+    let is_secret = r.group.as_deref().unwrap_or("").is_empty() && r.kind.as_deref().unwrap_or("Secret") == "Secret";
+    let namespace = r.namespace.as_deref().unwrap_or(&gateway.object.key.namespace);
+    is_secret.then(|| format!("kubernetes-gateway://{namespace}/{}", r.name).into())
+}
+
+/// The same, of a proxy: that of its oldest Gateway with one.
+pub fn presented(index: &Index, view: &ProxyView) -> Option<Name> {
+    if !view.is_gateway() {
+        return None;
+    }
+    gateways_of(index, view).iter().find_map(presented_by)
+}
+
+/// TLS of a cluster as a policy says. Without trust anchors the cluster has no endpoints. `presents`: a Secret with what
+/// clients are known by; while it is not to be had no connection is made.
+pub fn originate(
+    cluster: &mut Cluster,
+    index: &Index,
+    namespace: &str,
+    policy: &BackendTlsPolicy,
+    presents: Option<&str>,
+) {
     let anchors = match anchors(index, namespace, policy) {
         Ok(anchors) => anchors,
         Err(_) => {
@@ -140,6 +168,7 @@ pub fn originate(cluster: &mut Cluster, index: &Index, namespace: &str, policy: 
     };
     let mut common = CommonTls { max_version: Some(TlsVersion::V1_3), ..CommonTls::default() };
     common.validation = Some(Validation { inline: Some(inline), sds });
+    common.certificates = presents.map(|name| CertificateSource::Sds(credential(name, ""))).into_iter().collect();
     if cluster.http.version == HttpVersionChoice::Http2 {
         common.alpn = vec!["h2".into()];
     }
@@ -170,7 +199,7 @@ fn names(policy: &BackendTlsPolicy) -> Vec<SanMatcher> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{clusters, testing::World},
+        super::{clusters, gateway_api::GATEWAY_NAME, testing::World},
         *,
     };
 
@@ -183,6 +212,22 @@ mod tests {
         ));
         let view = world.gateway("10.0.0.9", "infra", &[]);
         world.ask(&view, |r| clusters::model(*r, "outbound|443||web.shop.svc.cluster.local")).unwrap()
+    }
+
+    #[test]
+    fn a_gateway_presents_its_own_certificate() {
+        let yaml = format!(
+            "{SERVICE}---\napiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: p, namespace: shop}}\nspec: {{targetRefs: [{{group: '', kind: Service, name: web}}], validation: {{hostname: web.test, wellKnownCACertificates: System}}}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: edge, namespace: infra}}\nspec: {{gatewayClassName: istio, tls: {{backend: {{clientCertificateRef: {{name: own}}}}}}, listeners: [{{name: http, port: 80, protocol: HTTP}}]}}\n"
+        );
+        let world = World::new(&yaml);
+        let certificates = |labels: &[(&str, &str)]| {
+            let view = world.gateway("10.0.0.9", "infra", labels);
+            let cluster = world.ask(&view, |r| clusters::model(*r, "outbound|443||web.shop.svc.cluster.local"));
+            cluster.unwrap().tls.unwrap().common.certificates
+        };
+        let own = CertificateSource::Sds(credential("kubernetes-gateway://infra/own", ""));
+        assert_eq!(certificates(&[(GATEWAY_NAME, "edge")]), [own]);
+        assert_eq!(certificates(&[]), [], "another gateway has none");
     }
 
     #[test]

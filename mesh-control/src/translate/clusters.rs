@@ -56,6 +56,8 @@ pub struct OutboundKey {
     grpc: bool,
     /// Only where endpoints stand in the cluster itself.
     place: Option<(Place, Families)>,
+    /// Only where a BackendTLSPolicy holds: what the gateway presents.
+    presents: Option<Name>,
 }
 
 /// What outbound clusters are made from.
@@ -193,16 +195,17 @@ impl<'a> Builder<'a> {
             let dynamic = !grpc && service.resolution == Resolution::DynamicDns;
             dynamic.then(|| (Place::default(), view.families()))
         };
+        // What a DestinationRule says of TLS was said by somebody who knew this mesh.
+        let policy = target.policy.tls.is_none().then(|| backend_tls::find(index, service, target.port)).flatten();
+        let backend_tls = policy.filter(|_| !grpc);
         let key = OutboundKey {
             namespace: service.key.namespace.clone(),
             rule: target.rule.map(|r| r.id.clone()),
             kind: view.kind,
             grpc,
             place,
+            presents: backend_tls.as_ref().and_then(|_| backend_tls::presented(index, view)),
         };
-        // What a DestinationRule says of TLS was said by somebody who knew this mesh.
-        let policy = target.policy.tls.is_none().then(|| backend_tls::find(index, service, target.port)).flatten();
-        let backend_tls = policy.filter(|_| !grpc);
         Some(Self { index, target, subset: parsed.subset, key, backend_tls })
     }
 
@@ -330,7 +333,8 @@ impl<'a> Builder<'a> {
         let service = self.service();
         if let Some((object, policy)) = &self.backend_tls {
             cluster.origin = Origin { config: object.key.config_path().into() };
-            return backend_tls::originate(cluster, self.index, &service.key.namespace, policy);
+            let presents = self.key.presents.as_deref();
+            return backend_tls::originate(cluster, self.index, &service.key.namespace, policy, presents);
         }
         let sni = parsed.sni();
         let server_names = tls::server_names(self.index, service, self.target.entry.facts.arc());

@@ -10,6 +10,7 @@ use mesh_api::{
 };
 
 use super::{
+    backend_tls,
     gateway::listener_tls,
     gateway_api::{GatewayEntry, gateway_name, gateways_of, listeners_of},
     secrets::Place,
@@ -60,7 +61,8 @@ pub fn check(request: Request<'_>, secret: &str) -> Result<(), String> {
         is_gateway = true;
         let listeners = listeners_of(request.index, &entry);
         let mut contexts = listeners.iter().filter_map(|l| listener_tls(request.index, l));
-        if contexts.any(|tls| server_tls::refers_to(&tls, secret)) {
+        let presented = || backend_tls::presented_by(&entry).is_some_and(|name| *name == *secret);
+        if contexts.any(|tls| server_tls::refers_to(&tls, secret)) || presented() {
             return Ok(());
         }
     }

@@ -133,7 +133,6 @@ const TABLE: &[Row] = &[
         NO_LOAD_REPORTS,
     ),
     (Kind::Gateway, "spec.defaultScope", "routes attach by parentRefs only"),
-    (Kind::Gateway, "spec.tls.backend", "gateways present no certificate to backends yet"),
     (Kind::Gateway, "spec.addresses[].routability", "addresses are what the gateway's process listens on"),
     (Kind::Gateway, "spec.infrastructure", NOT_DEPLOYED),
     (Kind::Gateway, "spec.listeners[].tls.options", NO_OPTIONS),
