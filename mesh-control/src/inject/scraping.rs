@@ -8,6 +8,8 @@ use super::node::{Map, Node};
 
 /// Variable with what the annotations said.
 pub(super) const ENV: &str = "ISTIO_PROMETHEUS_ANNOTATIONS";
+/// Where the proxy shows its metrics alone.
+const PROXY_PORT: &str = "15090";
 /// Page of the proxy.
 const PATH: &str = "/stats/prometheus";
 /// What annotations say, and under which names.
@@ -52,7 +54,8 @@ pub(super) fn plan(annotations: &Map, merge: bool, status_port: u16) -> Option<P
     };
     let own = status_port.to_string();
     // Who does not want to be asked, or asks the proxy already, has said so.
-    if !merge || asked == Some(false) || status_port == 0 || truth(&written.scrape) == Some(false) || written.port == own {
+    let has_said = truth(&written.scrape) == Some(false) || [own.as_str(), PROXY_PORT].contains(&written.port.as_str());
+    if !merge || asked == Some(false) || status_port == 0 || has_said {
         return None;
     }
     let variable = (written != Written::default()).then(|| serde_json::to_string(&written).unwrap_or_default());
@@ -90,7 +93,7 @@ mod tests {
         assert_eq!(plan.annotations.map(|(_, v)| v), ["true", PATH, "15020"]);
         assert!(planned(&[]).unwrap().variable.is_none(), "the proxy's own");
         assert!(planned(&[("prometheus.io.port", "9090")]).unwrap().variable.unwrap().contains("9090"));
-        for stays in [(SCRAPE, "false"), (PORT, "15020"), ("prometheus.istio.io/merge-metrics", "false")] {
+        for stays in [(SCRAPE, "false"), (PORT, "15020"), (PORT, PROXY_PORT), ("prometheus.istio.io/merge-metrics", "false")] {
             assert!(planned(&[stays]).is_none(), "{stays:?}");
         }
         assert!(super::plan(&Map::new(), false, 15020).is_none() && super::plan(&Map::new(), true, 0).is_none());

@@ -42,10 +42,10 @@ struct Written {
 }
 
 impl AppMetrics {
-    /// From what injection wrote; `None`: the application has none. `own`: ports where this would ask itself.
+    /// From what injection wrote; `None`: the application has none, or it would be asked at one of the proxy's `own` ports.
     ///
     /// # Errors
-    /// When that cannot be read, or leads here.
+    /// When that cannot be read.
     pub fn new(written: &str, own: &[u16]) -> anyhow::Result<Option<Self>> {
         if written.trim().is_empty() {
             return Ok(None);
@@ -56,7 +56,10 @@ impl AppMetrics {
         }
         // What Prometheus' usual configuration takes when nothing is said.
         let port = if port.is_empty() { 80 } else { port.parse()? };
-        anyhow::ensure!(!own.contains(&port), "port {port} is this proxy's own");
+        if own.contains(&port) {
+            tracing::warn!(target: "admin", "metrics of the application are not looked for at port {port}, which is the proxy's");
+            return Ok(None);
+        }
         let path = match path.as_str() {
             "" => "/metrics".to_owned(),
             path if path.starts_with('/') => path.to_owned(),
@@ -183,7 +186,9 @@ mod tests {
         let place = |text: &str| new(text).unwrap().map(|m| (m.port, m.path));
         assert_eq!(place(r#"{"scrape":"","path":"","port":""}"#), Some((80, "/metrics".to_owned())));
         assert_eq!(place(r#"{"port":"9090","path":"/m"}"#), Some((9090, "/m".to_owned())));
-        assert!(place(r#"{"scrape":"false","port":"9090"}"#).is_none() && place("").is_none());
-        assert!(new(r#"{"port":"15020"}"#).is_err() && new(r#"{"port":"x"}"#).is_err() && new("{").is_err());
+        for none in [r#"{"scrape":"false","port":"9090"}"#, r#"{"port":"15020"}"#, ""] {
+            assert!(place(none).is_none(), "{none}");
+        }
+        assert!(new(r#"{"port":"x"}"#).is_err() && new("{").is_err());
     }
 }
