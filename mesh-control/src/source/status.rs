@@ -4,18 +4,29 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use crate::validate::{Finding, Level};
+use super::object::{Kind, ObjectKey};
+use crate::validate::{Finding, Level, MESH_CONFIG};
 
 /// Shared between the source that writes it and the pages that show it.
 pub type SharedStatus = Arc<RwLock<SourceStatus>>;
 
 /// What is wrong with the objects of a source.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SourceStatus {
     /// Findings.
     pub findings: Vec<Finding>,
     /// The settings of the mesh (MeshConfig) are among what is in force.
     pub settings: bool,
+    /// Where MeshConfig stands, as findings name it.
+    pub mesh_config: ObjectKey,
+}
+
+impl Default for SourceStatus {
+    fn default() -> Self {
+        let (namespace, name, _) = MESH_CONFIG;
+        let mesh_config = ObjectKey::new(Kind::ConfigMap, namespace, name);
+        Self { findings: vec![], settings: false, mesh_config }
+    }
 }
 
 impl SourceStatus {

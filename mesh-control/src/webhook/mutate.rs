@@ -61,7 +61,10 @@ pub(super) fn answer(review: &Review, index: &Index, webhook: &Webhook) -> Answe
 fn settings(index: &Index, webhook: &Webhook) -> Result<Settings, String> {
     let (namespace, name, key) = INJECTOR;
     let text = index.config_map(namespace, name).and_then(|map| map.data.get(key));
-    let place = || format!("ConfigMap {namespace}/{name}, {key}");
+    let place = || match webhook.revision.as_str() {
+        "" | "default" => format!("ConfigMap {}/{name}, {key}", webhook.namespace),
+        revision => format!("ConfigMap {}/{name}-{revision}, {key}", webhook.namespace),
+    };
     let mut values = Values::read(text.map_or("{}", String::as_str), &[]).map_err(|e| format!("{}: {e}", place()))?;
     if values.revision.is_empty() {
         values.revision.clone_from(&webhook.revision);
@@ -155,7 +158,12 @@ mod tests {
         let body = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
                           "request": {"uid": "u", "operation": "CREATE", "namespace": namespace, "object": pod}});
         let review = Review::read(body.to_string().as_bytes()).unwrap();
-        let webhook = Webhook { index: Arc::default(), revision: "default".to_owned(), native_sidecars: true };
+        let webhook = Webhook {
+            index: Arc::default(),
+            namespace: "istio-system".to_owned(),
+            revision: "default".to_owned(),
+            native_sidecars: true,
+        };
         answer(&review, writer(OBJECTS).index(), &webhook)
     }
 

@@ -7,15 +7,15 @@ use mesh_api::crd::networking::{CLAIMS, DestinationRule, Gateway, VirtualService
 use mesh_api::labels::{Labels, selects};
 
 use super::checker::Checker;
-use super::known::{Detail, Group, Topic, label, scope, selector, words};
+use super::known::{Detail, Group, Topic, label, selector, words};
 use crate::source::object::{Kind, Object, Spec};
-use crate::validate::{Finding, MESH_CONFIG};
+use crate::validate::Finding;
 
 impl Checker<'_> {
     /// A selector that no workload fits.
     pub(super) fn selection(&mut self, object: &Object) {
         let Some(labels) = selector(object).filter(|labels| !labels.is_empty()) else { return };
-        let place = scope(&object.key);
+        let place = self.known.scope(&object.key);
         if self.none_selected(place, &labels) {
             let field = if matches!(object.spec, Spec::Sidecar(_)) { "spec.workloadSelector" } else { "spec.selector" };
             let message = format!("no workload has the labels {}", words(&labels));
@@ -100,7 +100,6 @@ impl Checker<'_> {
 
     /// Whether tokens are checked at a gateway. Without workloads its selector is all that is known of it.
     fn checks_tokens(&mut self, gateway: &Gateway, namespace: &str) -> bool {
-        let (root, ..) = MESH_CONFIG;
         self.uses.extend(gateway.selector.iter().next().map(|first| Topic::Label(String::new(), label(first))));
         let mut places: BTreeSet<(String, &Labels)> = self
             .known
@@ -112,7 +111,7 @@ impl Checker<'_> {
         }
         let mut all = true;
         for (namespace, labels) in places {
-            let groups = [Group::Tokens(namespace), Group::Tokens(root.to_owned())];
+            let groups = [Group::Tokens(namespace), Group::Tokens(self.known.root.clone())];
             let mut members = groups.iter().filter_map(|g| self.known.group(g)).flat_map(|m| m.values());
             all &= members.any(|d| matches!(d, Detail::Selector(selected) if selects(selected, labels)));
             self.uses.extend(groups.into_iter().map(Topic::Group));
