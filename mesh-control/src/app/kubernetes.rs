@@ -14,7 +14,7 @@ use crate::{
     index::Index,
     leader::{self, Candidate},
     settings::Serve,
-    source::{kubernetes::Served, object::Kind, status::SharedStatus},
+    source::{kubernetes::Served, status::SharedStatus},
     status,
     webhook::{self, Webhook},
 };
@@ -68,6 +68,7 @@ pub(super) async fn start(
         let version = client.apiserver_version().await.context("version of the API server")?;
         let webhook = Webhook {
             index: index.clone(),
+            namespace: settings.namespace.clone(),
             revision: settings.revision.clone(),
             native_sidecars: has_native_sidecars(&version.major, &version.minor),
         };
@@ -76,13 +77,17 @@ pub(super) async fn start(
         servers.spawn(webhook::serve(listener, tls, Arc::new(webhook), stop.clone()));
     }
     let leading = elect(&client, settings, servers, stop);
-    let bundles = webhook::Bundles { revision: settings.revision.clone(), authority: authority.clone() };
+    let bundles = webhook::Bundles {
+        namespace: settings.namespace.clone(),
+        revision: settings.revision.clone(),
+        authority: authority.clone(),
+    };
     workers.spawn(webhook::keep_bundles(client.clone(), bundles, leading.clone()));
     let namespaces = {
         let index = index.clone();
         move || -> BTreeSet<Arc<str>> {
-            let index = index.load_full();
-            index.iter().flat_map(|i| i.objects(Kind::Namespace).map(|o| o.key.name.clone())).collect()
+            // Namespaces that do not count may be those of another mesh of the cluster, with its roots in them.
+            index.load_full().map(|index| index.discovered_namespaces().collect()).unwrap_or_default()
         }
     };
     workers.spawn(ca::keep_root_config_maps(client.clone(), authority, namespaces, leading.clone()));

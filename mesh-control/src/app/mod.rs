@@ -35,7 +35,6 @@ use crate::{
         status::SharedStatus,
     },
     translate::Translator,
-    validate,
     xds::{caller::Authenticate, hub::Hub, server, service::Ads},
 };
 
@@ -184,13 +183,6 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
     let webhooks = if in_kubernetes { settings.webhook_addr } else { Listen(None) };
     let (webhooks, webhook_listener) = bind(webhooks).await?;
     let addresses = Addresses { xds, plaintext_xds, http, webhooks };
-    let namespace = &settings.namespace;
-    anyhow::ensure!(
-        !in_kubernetes || namespace == validate::MESH_CONFIG.0,
-        "the control plane runs in namespace {}, not yet in others ({namespace})",
-        validate::MESH_CONFIG.0
-    );
-
     let metrics = Arc::new(Metrics::default());
     let hub = Hub::new(Translator::new(), metrics.clone());
     let stop = CancellationToken::new();
@@ -216,6 +208,7 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
         network: settings.network.as_str().into(),
         trust_domain: settings.trust_domain.as_deref().map(Into::into),
         domain: settings.domain.as_str().into(),
+        root_namespace: settings.namespace.as_str().into(),
         cross_namespace_routes: settings.cross_namespace_routes,
     };
     let mut writer = IndexWriter::new(options);

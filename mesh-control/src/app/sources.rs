@@ -18,7 +18,7 @@ use crate::{
         watch::FolderSource,
     },
     translate::Translator,
-    validate::{Finding, Level, MESH_CONFIG, is_mesh_config},
+    validate::{Finding, Level, MESH_CONFIG},
 };
 
 /// Reports changes until nobody listens.
@@ -58,7 +58,11 @@ pub(super) async fn open(
     }
     let connection = Connection { kubeconfig: settings.kubeconfig.clone(), context: settings.context.clone() };
     let client = kubernetes::connect(&connection).await?;
-    let options = kubernetes::Options { domain: settings.domain.clone(), revision: settings.revision.clone() };
+    let options = kubernetes::Options {
+        domain: settings.domain.clone(),
+        namespace: settings.namespace.clone(),
+        revision: settings.revision.clone(),
+    };
     let waiting = |why: String| {
         tracing::warn!("Kubernetes: {why}");
         admin.waiting.store(Arc::new(why));
@@ -108,11 +112,11 @@ pub(super) async fn until_settings_count(
 
 /// Why the MeshConfig that was read is not in force; `None`: it is, or there is none.
 fn unusable_settings(status: &SourceStatus, index: &Index) -> Option<String> {
-    let (namespace, name, _) = MESH_CONFIG;
     if status.settings {
+        let (namespace, name, _) = MESH_CONFIG;
         let taken_over = index.config_map(namespace, name).is_some();
-        return (!taken_over).then(|| format!("ConfigMap {namespace}/{name} is being read"));
+        return (!taken_over).then(|| format!("{} is being read", status.mesh_config));
     }
-    let about_it = |f: &&Finding| f.level == Level::Error && f.object.as_ref().is_some_and(is_mesh_config);
+    let about_it = |f: &&Finding| f.level == Level::Error && f.object.as_ref() == Some(&status.mesh_config);
     status.findings.iter().find(about_it).map(ToString::to_string)
 }

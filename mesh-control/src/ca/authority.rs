@@ -290,8 +290,8 @@ impl Authority {
 fn material(options: &Options, secret: Option<&PluggedIn>, now: SystemTime) -> anyhow::Result<Material> {
     match secret {
         Some(data) => {
-            let (namespace, name) = PLUGGED_IN_SECRET;
-            Material::plugged_in(data, now).with_context(|| format!("Secret {namespace}/{name}"))
+            let (_, name) = PLUGGED_IN_SECRET;
+            Material::plugged_in(data, now).with_context(|| format!("Secret {name} of the control plane's namespace"))
         }
         None => Material::self_signed(&options.state_dir, &options.trust_domain, now),
     }

@@ -63,6 +63,7 @@ use crate::{
         core,
         object::{Kind, Object, ObjectKey, Spec},
     },
+    validate::MESH_CONFIG,
     view::{ProxyView, ServiceTarget},
 };
 
@@ -77,6 +78,8 @@ pub struct Options {
     pub trust_domain: Option<Name>,
     /// DNS domain of services.
     pub domain: Name,
+    /// Root namespace where MeshConfig names none: that of the control plane.
+    pub root_namespace: Name,
     /// VirtualServices route to other namespaces' services for every client, as under Istio.
     pub cross_namespace_routes: bool,
 }
@@ -88,8 +91,19 @@ impl Default for Options {
             network: "".into(),
             trust_domain: None,
             domain: "cluster.local".into(),
+            root_namespace: MESH_CONFIG.0.into(),
             cross_namespace_routes: false,
         }
+    }
+}
+
+impl Options {
+    /// Settings of the mesh with what the control plane itself adds to them.
+    fn complete(&self, mut mesh: MeshConfig) -> MeshConfig {
+        if mesh.root_namespace.is_empty() {
+            mesh.root_namespace = self.root_namespace.to_string();
+        }
+        mesh
     }
 }
 
@@ -171,10 +185,11 @@ impl PartialEq for Index {
 impl Index {
     /// Nothing yet.
     pub fn empty(options: Options) -> Self {
+        let mesh = Stamped::keep(None, options.complete(MeshConfig::default()));
         Self {
             options: Arc::new(options),
             objects: OrdMap::new(),
-            mesh: Stamped::default(),
+            mesh,
             services: OrdMap::new(),
             workloads: HashMap::new(),
             served: HashMap::new(),
@@ -259,6 +274,12 @@ impl Index {
     /// Labels of a namespace; empty when it is not known.
     pub fn namespace_labels(&self, namespace: &str) -> Option<&Labels> {
         self.object(&ObjectKey::new(Kind::Namespace, "", namespace)).map(|o| &o.meta.labels)
+    }
+
+    /// Namespaces whose objects count.
+    pub fn discovered_namespaces(&self) -> impl Iterator<Item = Name> {
+        let names = self.objects(Kind::Namespace).map(|o| o.key.name.clone());
+        names.filter(|name| self.discovered(name))
     }
 
     /// Whether objects of a namespace count: `discoverySelectors` of the mesh.

@@ -283,7 +283,7 @@ impl IndexWriter {
                 return;
             }
         };
-        let mesh = Stamped::keep(Some(&self.index.mesh), mesh);
+        let mesh = Stamped::keep(Some(&self.index.mesh), self.index.options.complete(mesh));
         if mesh.stamp() == self.index.mesh.stamp() {
             return;
         }

@@ -426,6 +426,12 @@ impl Status {
     }
 }
 
+/// Revision that has injected into a pod.
+pub fn injected_by(pod: &Node) -> Option<String> {
+    let status = pod.at(&["metadata", "annotations", STATUS]).and_then(Node::as_str)?;
+    serde_json::from_str::<Status>(status).ok().map(|s| s.revision)
+}
+
 /// Takes injection back. `false`: the pod was not injected, or not so that it can be told what.
 pub fn strip(pod: &mut Node) -> bool {
     let text =

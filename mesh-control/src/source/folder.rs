@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::fail_safe;
 use super::manifest;
 use super::object::{Kind, Object, ObjectChange, ObjectKey, Position};
-use crate::validate::{Finding, Level, codes::DUPLICATE, references::References};
+use crate::validate::{Finding, Level, MESH_CONFIG, codes::DUPLICATE, references::References};
 
 /// What the folder looks like now.
 #[derive(Debug)]
@@ -167,7 +167,7 @@ impl Folder {
             unlisted: vec![],
             kept: kept.into_iter().map(|o| (o.key.clone(), o)).collect(),
             scanned: false,
-            references: References::new(domain),
+            references: References::new(domain, MESH_CONFIG.0),
         })
     }
 

@@ -5,14 +5,14 @@ use std::{collections::HashSet, sync::Arc};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use super::object::ObjectKey;
-use crate::validate::{Finding, Level};
+use super::object::{Kind, ObjectKey};
+use crate::validate::{Finding, Level, MESH_CONFIG};
 
 /// Shared between the source that writes it and the pages that show it.
 pub type SharedStatus = Arc<RwLock<SourceStatus>>;
 
 /// What is wrong with the objects of a source.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SourceStatus {
     /// Findings.
     pub findings: Vec<Finding>,
@@ -20,7 +20,18 @@ pub struct SourceStatus {
     pub refused: HashSet<ObjectKey>,
     /// The settings of the mesh (MeshConfig) are among what is in force.
     pub settings: bool,
+    /// Where MeshConfig stands, as findings name it.
+    pub mesh_config: ObjectKey,
     news: watch::Sender<()>,
+}
+
+impl Default for SourceStatus {
+    fn default() -> Self {
+        let (namespace, name, _) = MESH_CONFIG;
+        let mesh_config = ObjectKey::new(Kind::ConfigMap, namespace, name);
+        let refused = HashSet::new();
+        Self { findings: vec![], refused, settings: false, mesh_config, news: watch::Sender::default() }
+    }
 }
 
 impl SourceStatus {

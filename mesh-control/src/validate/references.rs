@@ -21,12 +21,12 @@ use std::{
 
 use self::checker::Checker;
 use self::known::{Known, Offer, Topic, label};
-use super::{Finding, suppressed};
+use super::{Finding, MESH_CONFIG, suppressed};
 use crate::source::object::{Kind, Object, ObjectChange, ObjectKey};
 
 /// Everything that refers to something that is not there, ordered by object.
 pub fn check(objects: impl IntoIterator<Item = Arc<Object>>, domain: &str) -> Vec<Finding> {
-    let mut references = References::new(domain);
+    let mut references = References::new(domain, MESH_CONFIG.0);
     references.apply(objects.into_iter().map(ObjectChange::Upsert));
     references.findings()
 }
@@ -50,9 +50,9 @@ struct Checked {
 }
 
 impl References {
-    /// Of no objects; `domain` completes short names.
-    pub fn new(domain: &str) -> Self {
-        Self { known: Known::new(domain), ..Self::default() }
+    /// Of no objects; `domain` completes short names, and objects of namespace `root` are for all.
+    pub fn new(domain: &str, root: &str) -> Self {
+        Self { known: Known::new(domain, root), ..Self::default() }
     }
 
     /// Takes changes over. Returns the objects that were looked at again.

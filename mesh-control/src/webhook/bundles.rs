@@ -19,6 +19,8 @@ use crate::ca::Authority;
 /// Whose webhooks, and by which roots they are known.
 #[derive(Debug, Clone)]
 pub struct Bundles {
+    /// Namespace of this control plane, whose Services the webhooks lead to.
+    pub namespace: String,
     /// Revision of this control plane.
     pub revision: String,
     /// Who signs the webhooks' certificate.
@@ -84,7 +86,7 @@ pub async fn run(client: Client, bundles: Bundles, mut leading: watch::Receiver<
 
 /// Writes the roots where others stand. The object as it is afterwards.
 async fn mend(client: &Client, bundles: &Bundles, (kind, name): (Kind, &str), object: DynamicObject) -> DynamicObject {
-    let steps = steps(&object.data, &STANDARD.encode(&*bundles.authority.roots_pem()));
+    let steps = steps(&object.data, &bundles.namespace, &STANDARD.encode(&*bundles.authority.roots_pem()));
     if steps.is_empty() {
         return object;
     }
@@ -103,13 +105,15 @@ async fn mend(client: &Client, bundles: &Bundles, (kind, name): (Kind, &str), ob
 }
 
 /// What is to be changed: bundles, and the policy of a validating webhook that was installed before anybody answered it.
-fn steps(object: &Value, bundle: &str) -> Vec<Value> {
+fn steps(object: &Value, namespace: &str, bundle: &str) -> Vec<Value> {
     let mut out = Vec::new();
     for (i, webhook) in object.get("webhooks").and_then(Value::as_array).into_iter().flatten().enumerate() {
         let config = webhook.get("clientConfig").unwrap_or(&Value::Null);
-        // One that leads to somewhere else is not ours.
-        let ours = config.pointer("/service/path").and_then(Value::as_str);
-        let Some(path) = ours.filter(|p| p.starts_with("/inject") || p.starts_with("/validate")) else { continue };
+        // One that leads to somewhere else is not ours: another mesh may have the same revision in another namespace.
+        let service = |field: &str| config.pointer(&format!("/service/{field}")).and_then(Value::as_str);
+        let leads_here = service("namespace") == Some(namespace);
+        let ours = |path: &&str| leads_here && (path.starts_with("/inject") || path.starts_with("/validate"));
+        let Some(path) = service("path").filter(ours) else { continue };
         if config.get("caBundle").and_then(Value::as_str) != Some(bundle) {
             out.push(json!({"op": "add", "path": format!("/webhooks/{i}/clientConfig/caBundle"), "value": bundle}));
         }
@@ -126,13 +130,19 @@ mod tests {
 
     #[test]
     fn only_what_differs_in_our_own_is_written() {
-        let hook = |path: &str, bundle: &str, policy: &str| json!({"clientConfig": {"service": {"path": path}, "caBundle": bundle}, "failurePolicy": policy});
+        let hook = |namespace: &str, path: &str, bundle: &str, policy: &str| {
+            let service = json!({"namespace": namespace, "name": "istiod", "path": path});
+            json!({"clientConfig": {"service": service, "caBundle": bundle}, "failurePolicy": policy})
+        };
         let all = json!({"webhooks": [
-            hook("/inject", "old", "Fail"), hook("/inject", "new", "Fail"), hook("/other", "old", "Ignore"),
-            hook("/validate", "new", "Ignore"),
+            hook("a", "/inject", "old", "Fail"), hook("a", "/inject", "new", "Fail"),
+            hook("a", "/other", "old", "Ignore"), hook("a", "/validate", "new", "Ignore"),
+            hook("b", "/inject", "old", "Fail"), hook("b", "/validate", "old", "Ignore"),
+            {"clientConfig": {"url": "https://elsewhere/inject", "caBundle": "old"}},
         ]});
-        let paths: Vec<String> = steps(&all, "new").iter().map(|s| s["path"].as_str().unwrap().to_owned()).collect();
+        let steps_of = |all: &Value| steps(all, "a", "new");
+        let paths: Vec<String> = steps_of(&all).iter().map(|s| s["path"].as_str().unwrap().to_owned()).collect();
         assert_eq!(paths, ["/webhooks/0/clientConfig/caBundle", "/webhooks/3/failurePolicy"]);
-        assert!(steps(&json!({}), "new").is_empty());
+        assert!(steps_of(&json!({})).is_empty());
     }
 }

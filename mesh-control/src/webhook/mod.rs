@@ -47,6 +47,8 @@ const CONNECTIONS: usize = 256;
 pub struct Webhook {
     /// What is in force.
     pub index: Arc<ArcSwapOption<Index>>,
+    /// Namespace of this control plane.
+    pub namespace: String,
     /// Revision of this control plane.
     pub revision: String,
     /// Whether the cluster has sidecars of its own kind: init containers that stay.

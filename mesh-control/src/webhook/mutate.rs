@@ -1,6 +1,5 @@
 //! Pods get their proxy: the same code as `meshctl inject`, with what the cluster says of namespace and settings.
 
-use mesh_api::labels::Labels;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -37,10 +36,14 @@ pub(super) fn answer(review: &Review, index: &Index, webhook: &Webhook) -> Answe
     };
     let own = before.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
     let namespace = if request.namespace.is_empty() { own } else { &request.namespace };
-    // The webhook's selectors have looked at the namespace; one that is not known yet was made a moment ago.
-    let labels: Option<&Labels> = index.namespace_labels(namespace);
+    // Two webhooks may fit a pod: that of tag `default`, and that of the default revision. The first one counts.
+    if let Some(other) = pod::injected_by(&pod).filter(|revision| revision != settings.values.revision()) {
+        tracing::debug!(target: "webhook", namespace, "a pod is not injected: it has its proxy from revision {other}");
+        return Answer::default();
+    }
     let owner = owner(before);
-    match pod::inject(&mut pod, Place { namespace, namespace_labels: labels, owner: &owner }, &settings) {
+    // Labels of the namespace were judged by the selectors of the webhook, which may be a tag's: only they know its name.
+    match pod::inject(&mut pod, Place { namespace, namespace_labels: None, owner: &owner }, &settings) {
         Ok(Outcome::Injected(remarks)) => {
             let after = match serde_json::to_value(&pod) {
                 Ok(after) => after,
@@ -61,7 +64,10 @@ pub(super) fn answer(review: &Review, index: &Index, webhook: &Webhook) -> Answe
 fn settings(index: &Index, webhook: &Webhook) -> Result<Settings, String> {
     let (namespace, name, key) = INJECTOR;
     let text = index.config_map(namespace, name).and_then(|map| map.data.get(key));
-    let place = || format!("ConfigMap {namespace}/{name}, {key}");
+    let place = || match webhook.revision.as_str() {
+        "" | "default" => format!("ConfigMap {}/{name}, {key}", webhook.namespace),
+        revision => format!("ConfigMap {}/{name}-{revision}, {key}", webhook.namespace),
+    };
     let mut values = Values::read(text.map_or("{}", String::as_str), &[]).map_err(|e| format!("{}: {e}", place()))?;
     if values.revision.is_empty() {
         values.revision.clone_from(&webhook.revision);
@@ -149,13 +155,18 @@ mod tests {
     use super::*;
     use crate::index::testing::writer;
 
-    const OBJECTS: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio-injection: enabled}}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: plain}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio-sidecar-injector, namespace: istio-system}\ndata: {values: '{\"global\": {\"hub\": \"example.com/mesh\", \"tag\": \"7\"}}'}\n";
+    const OBJECTS: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio-injection: enabled}}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: tagged, labels: {istio.io/rev: prod}}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio-sidecar-injector, namespace: istio-system}\ndata: {values: '{\"global\": {\"hub\": \"example.com/mesh\", \"tag\": \"7\"}}'}\n";
 
     fn ask(namespace: &str, pod: Value) -> Answer {
         let body = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
                           "request": {"uid": "u", "operation": "CREATE", "namespace": namespace, "object": pod}});
         let review = Review::read(body.to_string().as_bytes()).unwrap();
-        let webhook = Webhook { index: Arc::default(), revision: "default".to_owned(), native_sidecars: true };
+        let webhook = Webhook {
+            index: Arc::default(),
+            namespace: "istio-system".to_owned(),
+            revision: "default".to_owned(),
+            native_sidecars: true,
+        };
         answer(&review, writer(OBJECTS).index(), &webhook)
     }
 
@@ -176,7 +187,23 @@ mod tests {
         let proxy = containers.iter().find(|c| c["name"] == "istio-proxy").expect("a sidecar");
         assert_eq!(proxy["image"], "example.com/mesh/mesh-proxy:7", "values of the cluster count");
         assert_eq!(proxy["restartPolicy"], "Always");
-        assert!(ask("plain", pod()).patch.is_empty());
+    }
+
+    #[test]
+    fn whoever_is_asked_injects_but_only_once() {
+        // A tag's webhook asks for pods of namespaces that name the tag, not the revision.
+        assert!(!ask("tagged", pod()).patch.is_empty());
+        let mut refused = pod();
+        refused["metadata"]["labels"]["sidecar.istio.io/inject"] = "false".into();
+        assert!(ask("tagged", refused).patch.is_empty());
+        let by = |revision: &str| {
+            let mut pod = pod();
+            let status = json!({"containers": [], "revision": revision}).to_string();
+            pod["metadata"]["annotations"] = json!({"sidecar.istio.io/status": status});
+            pod
+        };
+        assert!(ask("shop", by("blue")).patch.is_empty(), "another revision was first");
+        assert!(!ask("shop", by("default")).patch.is_empty(), "the pod was made of one that runs");
     }
 
     #[test]

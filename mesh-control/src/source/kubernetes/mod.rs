@@ -9,6 +9,7 @@
 mod apis;
 mod named;
 mod registry;
+mod settings;
 mod watch;
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
@@ -44,6 +45,8 @@ pub struct Connection {
 pub struct Options {
     /// DNS domain of services, which completes short names.
     pub domain: String,
+    /// Namespace of this control plane, where its settings stand.
+    pub namespace: String,
     /// Revision of this control plane, whose settings are read; empty or `default`: those without one.
     pub revision: String,
 }
@@ -105,7 +108,7 @@ impl KubernetesSource {
         let (served_tx, served) = latest::channel(Served::default());
         watchers.spawn(apis::follow(client.clone(), served_tx));
         watchers.spawn(watch::run(client.clone(), served.clone(), seen_tx.clone()));
-        let registry = Registry::new(&options.domain, &options.revision);
+        let registry = Registry::new(&options.domain, &options.namespace, &options.revision);
         let mut source = Self { client, registry, seen, seen_tx, watchers, fetches: JoinSet::new(), served };
         let mut first = Vec::new();
         let began = Instant::now();

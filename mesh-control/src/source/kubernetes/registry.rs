@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{named::Named, watch::Seen};
+use super::{named::Named, settings::Settings, watch::Seen};
 use crate::{
     source::{
         fail_safe,
@@ -19,7 +19,7 @@ use crate::{
         object::{Kind, Object, ObjectChange, ObjectKey},
         status::SharedStatus,
     },
-    validate::{Finding, INJECTOR, Level, MESH_CONFIG, references::References},
+    validate::{Finding, Level, MESH_CONFIG, references::References},
 };
 
 /// How far the listing of a kind is.
@@ -50,16 +50,15 @@ pub(super) struct Registry {
     unread: BTreeSet<(Kind, Arc<str>)>,
     /// Objects of these that changed meanwhile: what is read later is older.
     newer: HashSet<ObjectKey>,
-    /// Revision of this control plane; empty: the default.
-    revision: String,
+    settings: Settings,
     status: SharedStatus,
     /// Something is to be published.
     changed: bool,
 }
 
 impl Registry {
-    pub(super) fn new(domain: &str, revision: &str) -> Self {
-        let revision = if revision == "default" { String::new() } else { revision.to_owned() };
+    /// `namespace` and `revision` are this control plane's.
+    pub(super) fn new(domain: &str, namespace: &str, revision: &str) -> Self {
         Self {
             kinds: None,
             listings: BTreeMap::new(),
@@ -67,11 +66,11 @@ impl Registry {
             served: HashMap::new(),
             strictest: HashSet::new(),
             findings: BTreeMap::new(),
-            references: References::new(domain),
+            references: References::new(domain, namespace),
             named: Named::default(),
             unread: BTreeSet::new(),
             newer: HashSet::new(),
-            revision,
+            settings: Settings::of(namespace, revision),
             status: SharedStatus::default(),
             changed: true,
         }
@@ -117,8 +116,8 @@ impl Registry {
             }
             Seen::Apply(value) => self.apply(value, true),
             Seen::Delete(value) => {
-                let reading = manifest::read_object(value);
-                let Some(key) = reading.key.and_then(|key| self.own(key)) else { return vec![] };
+                let reading = self.settings.usual(value).map(manifest::read_object);
+                let Some(key) = reading.and_then(|r| r.key) else { return vec![] };
                 self.note_newer(&key);
                 self.remove(&key).into_iter().collect()
             }
@@ -162,23 +161,6 @@ impl Registry {
         Some(change)
     }
 
-    /// The settings of this revision stand under their usual names; those of others are not for us.
-    fn own(&self, mut key: ObjectKey) -> Option<ObjectKey> {
-        if key.kind != Kind::ConfigMap || self.revision.is_empty() {
-            return Some(key);
-        }
-        for (namespace, usual, _) in [MESH_CONFIG, INJECTOR] {
-            if &*key.namespace == namespace && &*key.name == usual {
-                return None;
-            }
-            if &*key.namespace == namespace && *key.name == format!("{usual}-{}", self.revision) {
-                key.name = usual.into();
-                break;
-            }
-        }
-        Some(key)
-    }
-
     fn note_newer(&mut self, key: &ObjectKey) {
         if !self.unread.is_empty() && self.unread.contains(&(key.kind, key.name.clone())) {
             self.newer.insert(key.clone());
@@ -187,8 +169,9 @@ impl Registry {
 
     /// An object that is there. `told`: a watch says so, so that it is the newest.
     fn apply(&mut self, value: Value, told: bool) -> Vec<ObjectChange> {
+        let Some(value) = self.settings.usual(value) else { return vec![] };
         let reading = manifest::read_object(value);
-        let Some(key) = reading.key.clone().and_then(|key| self.own(key)) else { return vec![] };
+        let Some(key) = reading.key.clone() else { return vec![] };
         if !self.named.has(&key) {
             return vec![];
         }
@@ -214,9 +197,8 @@ impl Registry {
         let Reading { object, mut findings, raw, .. } = reading;
         let good = self.served.contains_key(key) && !self.strictest.contains(key);
         let serve = match object {
-            Some(mut object) => {
+            Some(object) => {
                 self.strictest.remove(key);
-                object.key = key.clone();
                 Some(Arc::new(object))
             }
             None if good => {
@@ -288,11 +270,17 @@ impl Registry {
         }
         let mut findings: Vec<Finding> = self.findings.values().flatten().cloned().collect();
         findings.extend(self.references.findings());
+        for object in findings.iter_mut().filter_map(|f| f.object.as_mut()) {
+            *object = self.settings.real(object);
+        }
         let (namespace, name, _) = MESH_CONFIG;
         let settings = self.served.contains_key(&ObjectKey::new(Kind::ConfigMap, namespace, name));
-        let refused = |found: &Vec<Finding>| found.iter().any(|f| f.level == Level::Error);
-        let refused = self.findings.iter().filter(|(_, found)| refused(found)).map(|(key, _)| key.clone()).collect();
-        self.status.write().publish(findings, refused, settings);
+        let is_refused = |found: &Vec<Finding>| found.iter().any(|f| f.level == Level::Error);
+        let refused = self.findings.iter().filter(|(_, found)| is_refused(found));
+        let refused = refused.map(|(key, _)| self.settings.real(key)).collect();
+        let mut status = self.status.write();
+        status.mesh_config = self.settings.mesh_config();
+        status.publish(findings, refused, settings);
     }
 }
 
@@ -311,7 +299,7 @@ mod tests {
     use crate::validate::is_mesh_config;
 
     fn registry(kinds: &[Kind]) -> Registry {
-        let mut registry = Registry::new("cluster.local", "");
+        let mut registry = Registry::new("cluster.local", "istio-system", "");
         registry.take(Seen::Kinds(kinds.to_vec()));
         registry
     }
@@ -416,13 +404,36 @@ mod tests {
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "istio-system"},
                    "data": {"mesh": mesh}})
         };
-        let mut r = Registry::new("cluster.local", "canary");
+        let mut r = Registry::new("cluster.local", "istio-system", "canary");
         assert!(r.take(Seen::Apply(map("istio", "trustDomain: a"))).is_empty());
         let own = r.take(Seen::Apply(map("istio-canary", "trustDomain: b")));
         let Some(ObjectChange::Upsert(object)) = own.first() else { panic!("{own:?}") };
         assert!(is_mesh_config(&object.key));
-        let mut r = Registry::new("cluster.local", "default");
+        let mut r = Registry::new("cluster.local", "istio-system", "default");
         assert_eq!(words(&r.take(Seen::Apply(map("istio", "trustDomain: a")))), ["+istio"]);
         assert!(r.take(Seen::Apply(map("other", ""))).is_empty());
+    }
+
+    #[test]
+    fn settings_of_any_namespace_and_revision_are_validated_under_their_real_name() {
+        let map = |namespace: &str, mesh: &str| {
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "istio-blue", "namespace": namespace},
+                   "data": {"mesh": mesh}})
+        };
+        let mut r = Registry::new("cluster.local", "mesh-system", "blue");
+        assert!(r.take(Seen::Apply(map("istio-system", "trustDomain: a"))).is_empty(), "another mesh's");
+        assert!(r.take(Seen::Apply(map("mesh-system", "trustDomian: a"))).is_empty(), "not taken");
+        r.publish();
+        let status = r.status();
+        let said = status.read().findings[0].to_string();
+        assert!(said.contains("mesh-system/istio-blue") && said.contains("trustDomian"), "{said}");
+        assert_eq!(status.read().findings[0].object.as_ref(), Some(&status.read().mesh_config));
+        assert!(!status.read().settings);
+        let good = r.take(Seen::Apply(map("mesh-system", "trustDomain: a")));
+        let Some(ObjectChange::Upsert(object)) = good.first() else { panic!("{good:?}") };
+        assert!(is_mesh_config(&object.key));
+        r.publish();
+        assert!(status.read().settings && status.read().findings.is_empty());
+        assert_eq!(words(&r.take(Seen::Delete(map("mesh-system", "")))), ["-istio"]);
     }
 }

@@ -7,7 +7,7 @@ use mesh_api::crd::networking::{Destination, DestinationRule, Gateway, VirtualSe
 use mesh_api::names::{complete_host, service_host};
 
 use super::Checked;
-use super::known::{Detail, Group, Known, Topic, for_sidecars, scope, selector};
+use super::known::{Detail, Group, Known, Topic, for_sidecars, selector};
 use crate::source::object::{Kind, Object, ObjectKey, Spec};
 use crate::validate::Finding;
 use crate::validate::codes::{MISSING, OTHERS_HOST};
@@ -132,7 +132,7 @@ impl<'k> Checker<'k> {
     /// Services of other namespaces are routed for the own clients only.
     fn hosts_of_others(&mut self, vs: &VirtualService) {
         let own = self.key.namespace.clone();
-        if !for_sidecars(vs) || scope(self.key).is_empty() {
+        if !for_sidecars(vs) || self.known.scope(self.key).is_empty() {
             return;
         }
         for (i, host) in vs.hosts.iter().enumerate() {

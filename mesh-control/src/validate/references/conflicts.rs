@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use mesh_api::labels::selects;
 
 use super::checker::Checker;
-use super::known::{Detail, Group, Topic, label, memberships, scope, selector, words};
+use super::known::{Detail, Group, Topic, label, memberships, selector, words};
 use crate::source::object::{Kind, Object, ObjectKey};
 use crate::validate::Finding;
 
@@ -43,7 +43,7 @@ impl Checker<'_> {
         let Some(labels) = selector(object) else { return };
         let Some(first) = labels.iter().next().map(label) else { return };
         let (kind, namespace) = (object.key.kind, object.key.namespace.to_string());
-        let place = scope(&object.key);
+        let place = self.known.scope(&object.key);
         let mut others: BTreeMap<&ObjectKey, String> = BTreeMap::new();
         let known = self.known;
         let same = Group::Selecting(kind, namespace.clone(), first.clone());

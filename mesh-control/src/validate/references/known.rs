@@ -11,7 +11,6 @@ use crate::index::protocol::Protocol;
 use crate::source::core::{IntOrString, Service, ServicePort};
 use crate::source::object::{Kind, Object, ObjectKey, Spec};
 use crate::translate::secrets::has_certificate;
-use crate::validate::MESH_CONFIG;
 
 /// Something that objects refer to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -98,6 +97,8 @@ pub(super) type Members = BTreeMap<ObjectKey, Detail>;
 #[derive(Debug, Default)]
 pub(super) struct Known {
     pub(super) domain: String,
+    /// Namespace whose objects are for all.
+    pub(super) root: String,
     hosts: HashMap<String, HashMap<ObjectKey, BTreeSet<u16>>>,
     /// `.suffix` of wildcard hosts of ServiceEntries.
     suffixes: BTreeMap<String, HashSet<ObjectKey>>,
@@ -121,12 +122,6 @@ pub(super) fn label((key, value): (&String, &String)) -> String {
 /// Labels as a user writes them.
 pub(super) fn words(labels: &Labels) -> String {
     labels.iter().map(label).collect::<Vec<_>>().join(",")
-}
-
-/// The namespace whose workloads an object selects; empty: of all.
-pub(super) fn scope(key: &ObjectKey) -> &str {
-    let (root, ..) = MESH_CONFIG;
-    if &*key.namespace == root { "" } else { &key.namespace }
 }
 
 /// Namespace that alone sees an object with this `exportTo`; empty: all may.
@@ -235,9 +230,14 @@ pub(super) fn memberships(object: &Object, domain: &str) -> Vec<(Group, Detail, 
 }
 
 impl Known {
-    /// Nothing; `domain` completes short names.
-    pub(super) fn new(domain: &str) -> Self {
-        Self { domain: domain.to_owned(), ..Self::default() }
+    /// Nothing; `domain` completes short names, and objects of namespace `root` are for all.
+    pub(super) fn new(domain: &str, root: &str) -> Self {
+        Self { domain: domain.to_owned(), root: root.to_owned(), ..Self::default() }
+    }
+
+    /// The namespace whose workloads an object selects; empty: of all.
+    pub(super) fn scope<'k>(&self, key: &'k ObjectKey) -> &'k str {
+        if *key.namespace == *self.root { "" } else { &key.namespace }
     }
 
     /// What an object offers. One object may offer a host only once.

@@ -6,7 +6,7 @@ use mesh_api::crd::security::{AuthorizationPolicy, PolicyAction, Rule};
 use mesh_api::labels::Labels;
 
 use super::checker::{Checker, list};
-use super::known::{OfferedPort, scope};
+use super::known::OfferedPort;
 use crate::index::protocol::Protocol;
 use crate::source::core::Service;
 use crate::validate::Finding;
@@ -20,7 +20,7 @@ impl Checker<'_> {
         if asking.is_empty() {
             return;
         }
-        let services = self.services_of(scope(self.key), selector);
+        let services = self.services_of(self.known.scope(self.key), selector);
         let opaque: BTreeSet<u16> = services
             .values()
             .flat_map(|ports| ports.iter())

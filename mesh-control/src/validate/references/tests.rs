@@ -160,7 +160,7 @@ fn every_order_of_changes_leads_to_the_same_findings() {
     let others = objects(&moved);
     let mut names: Vec<&String> = parts.keys().collect();
     names.sort();
-    let mut references = References::new("cluster.local");
+    let mut references = References::new("cluster.local", "istio-system");
     let mut present: BTreeSet<&String> = BTreeSet::new();
     let mut seen = HashSet::new();
     // A walk over sets that differ in one object each: a Gray code, there and back with an offset.
@@ -197,7 +197,7 @@ fn every_order_of_changes_leads_to_the_same_findings() {
 #[test]
 fn only_those_who_refer_to_a_change_are_looked_at() {
     let parts = objects(PARTS);
-    let mut references = References::new("cluster.local");
+    let mut references = References::new("cluster.local", "istio-system");
     references.apply(parts.values().cloned().map(ObjectChange::Upsert));
     let mut looked =
         |change| -> Vec<String> { references.apply([change]).into_iter().map(|k| k.name.to_string()).collect() };

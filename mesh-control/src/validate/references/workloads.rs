@@ -7,15 +7,15 @@ use mesh_api::crd::networking::{CLAIMS, DestinationRule, Gateway, VirtualService
 use mesh_api::labels::{GATEWAY_NAME, Labels, selects};
 
 use super::checker::Checker;
-use super::known::{Detail, Group, OfferedPort, Topic, label, scope, selector, words};
+use super::known::{Detail, Group, OfferedPort, Topic, label, selector, words};
 use crate::source::object::{Kind, Object, ObjectKey, Spec};
-use crate::validate::{Finding, MESH_CONFIG};
+use crate::validate::Finding;
 
 impl<'k> Checker<'k> {
     /// A selector that no workload fits.
     pub(super) fn selection(&mut self, object: &Object) {
         let Some(labels) = selector(object).filter(|labels| !labels.is_empty()) else { return };
-        let place = scope(&object.key);
+        let place = self.known.scope(&object.key);
         if self.none_selected(place, &labels) {
             let field = if matches!(object.spec, Spec::Sidecar(_)) { "spec.workloadSelector" } else { "spec.selector" };
             let message = format!("no workload has the labels {}", words(&labels));
@@ -32,7 +32,7 @@ impl<'k> Checker<'k> {
         let Some(labels) = selector(object).filter(|labels| attachable && !labels.is_empty()) else { return };
         let gateways: BTreeSet<&String> = self
             .known
-            .selected(scope(&object.key), &labels)
+            .selected(self.known.scope(&object.key), &labels)
             .filter_map(|(_, carried)| carried.get(GATEWAY_NAME))
             .collect();
         if let Some(name) = gateways.first() {
@@ -129,7 +129,6 @@ impl<'k> Checker<'k> {
 
     /// Whether tokens are checked at a gateway. Without workloads its selector is all that is known of it.
     fn checks_tokens(&mut self, gateway: &Gateway, namespace: &str) -> bool {
-        let (root, ..) = MESH_CONFIG;
         self.uses.extend(gateway.selector.iter().next().map(|first| Topic::Label(String::new(), label(first))));
         let mut places: BTreeSet<(String, &Labels)> = self
             .known
@@ -141,7 +140,7 @@ impl<'k> Checker<'k> {
         }
         let mut all = true;
         for (namespace, labels) in places {
-            let groups = [Group::Tokens(namespace), Group::Tokens(root.to_owned())];
+            let groups = [Group::Tokens(namespace), Group::Tokens(self.known.root.clone())];
             let mut members = groups.iter().filter_map(|g| self.known.group(g)).flat_map(|m| m.values());
             all &= members.any(|d| matches!(d, Detail::Selector(selected) if selects(selected, labels)));
             self.uses.extend(groups.into_iter().map(Topic::Group));
