@@ -79,6 +79,8 @@ pub struct Options {
     pub domain: Name,
     /// VirtualServices route to other namespaces' services for every client, as under Istio.
     pub cross_namespace_routes: bool,
+    /// Gateways are reached by Services of a cluster.
+    pub in_cluster: bool,
 }
 
 impl Default for Options {
@@ -89,6 +91,7 @@ impl Default for Options {
             trust_domain: None,
             domain: "cluster.local".into(),
             cross_namespace_routes: false,
+            in_cluster: false,
         }
     }
 }

@@ -7,7 +7,7 @@
 mod merge;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     hash::{Hash as _, Hasher as _},
     sync::Arc,
     time::Duration,
@@ -61,6 +61,8 @@ pub struct Writer {
     pub index: Arc<ArcSwapOption<Index>>,
     /// Versions of kinds.
     pub served: watch::Receiver<Served>,
+    /// Why objects of Gateways cannot be made.
+    pub refused: watch::Receiver<BTreeMap<ObjectKey, String>>,
 }
 
 impl std::fmt::Debug for Writer {
@@ -75,7 +77,7 @@ impl Writer {
     /// # Errors
     /// Never; the type is that of a task.
     pub async fn run(
-        self,
+        mut self,
         mut changed: watch::Receiver<u64>,
         mut leading: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
@@ -87,7 +89,8 @@ impl Writer {
             let mut written: HashMap<ObjectKey, u64> = HashMap::new();
             while *leading.borrow() {
                 changed.borrow_and_update();
-                let complete = self.write(&mut written).await;
+                let refused = self.refused.borrow_and_update().clone();
+                let complete = self.write(refused, &mut written).await;
                 let again = async {
                     if complete {
                         std::future::pending().await
@@ -103,6 +106,7 @@ impl Writer {
                         tokio::time::sleep(SETTLE).await;
                     }
                     () = again => {}
+                    () = told(&mut self.refused) => {}
                     ended = leading.changed() => if ended.is_err() { return Ok(()) },
                 }
             }
@@ -110,9 +114,9 @@ impl Writer {
     }
 
     /// Writes what differs from what was written last. Whether all of it is.
-    async fn write(&self, written: &mut HashMap<ObjectKey, u64>) -> bool {
+    async fn write(&self, refused: BTreeMap<ObjectKey, String>, written: &mut HashMap<ObjectKey, u64>) -> bool {
         let Some(index) = self.index.load_full() else { return true };
-        let computed = tokio::task::spawn_blocking(move || computed(&index)).await.unwrap_or_default();
+        let computed = tokio::task::spawn_blocking(move || computed(&index, &refused)).await.unwrap_or_default();
         written.retain(|key, _| computed.contains_key(key));
         let due: Vec<(ObjectKey, u64, Value)> = computed
             .into_iter()
@@ -174,11 +178,22 @@ impl Writer {
     }
 }
 
+/// Something else is refused; never, when nobody makes anything.
+async fn told(refused: &mut watch::Receiver<BTreeMap<ObjectKey, String>>) {
+    if refused.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
 /// The statuses of all objects that have one. What they are about is part of them, so that a new generation is told even
 /// when nothing else changes.
-fn computed(index: &Index) -> HashMap<ObjectKey, Value> {
+fn computed(index: &Index, refused: &BTreeMap<ObjectKey, String>) -> HashMap<ObjectKey, Value> {
     let one = |object: &Arc<Object>| {
-        let mut status = serde_json::to_value(status::of(index, object)?).ok()?;
+        let mut status = status::of(index, object)?;
+        if let Some(why) = refused.get(&object.key) {
+            status.not_programmed(why);
+        }
+        let mut status = serde_json::to_value(status).ok()?;
         status.as_object_mut()?.insert(merge::GENERATION.to_owned(), object.meta.generation.into());
         Some((object.key.clone(), status))
     };
