@@ -59,6 +59,12 @@ pub fn objects(input: &Input<'_>) -> Result<Vec<Made>, String> {
     out.into_iter().map(|made| input.overlaid(made)).collect()
 }
 
+/// Annotations that say something to a proxy and its injection alone.
+fn is_for_pods(annotation: &str) -> bool {
+    let domain = annotation.split_once('/').map_or("", |(domain, _)| domain);
+    domain.ends_with("sidecar.istio.io") || matches!(domain, "proxy.istio.io" | "inject.istio.io")
+}
+
 impl Input<'_> {
     fn labels(&self) -> Labels {
         let key = &self.gateway.object.key;
@@ -75,11 +81,13 @@ impl Input<'_> {
 
     fn metadata(&self, name: &str) -> Value {
         let object = &self.gateway.object;
+        let mut annotations = infrastructure::annotations(self.gateway);
+        annotations.retain(|name, _| !is_for_pods(name));
         json!({
             "name": name,
             "namespace": *object.key.namespace,
             "labels": self.labels(),
-            "annotations": infrastructure::annotations(self.gateway),
+            "annotations": annotations,
             "ownerReferences": [{
                 "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
                 "name": *object.key.name, "uid": object.meta.uid,

@@ -122,7 +122,7 @@ pub fn labels(gateway: &GatewayEntry) -> Labels {
 pub fn annotations(gateway: &GatewayEntry) -> Labels {
     let given = gateway.spec.infrastructure.as_ref().map(|i| &i.annotations).filter(|a| !a.is_empty());
     let mut out = given.unwrap_or(&gateway.object.meta.annotations).clone();
-    for name in [NAME_OVERRIDE, ACCOUNT_OVERRIDE, CONTROLLER_VERSION] {
+    for name in [NAME_OVERRIDE, ACCOUNT_OVERRIDE, CONTROLLER_VERSION, SERVICE_TYPE, ADDRESS_TYPE] {
         out.remove(name);
     }
     out.retain(|name, _| !name.starts_with("kubectl.kubernetes.io/"));
@@ -217,8 +217,7 @@ mod tests {
 
     #[test]
     fn labels_of_infrastructure_replace_those_of_the_gateway() {
-        let metadata =
-            "name: edge, labels: {team: a}, annotations: {gateway.istio.io/service-account: sa, example.com/x: y}";
+        let metadata = "name: edge, labels: {team: a}, annotations: {gateway.istio.io/service-account: sa, networking.istio.io/service-type: ClusterIP, example.com/x: y}";
         with(metadata, "", |_, g| {
             assert_eq!(labels(g), Labels::from([("team".to_owned(), "a".to_owned())]));
             assert_eq!(annotations(g), Labels::from([("example.com/x".to_owned(), "y".to_owned())]));
