@@ -58,6 +58,9 @@ pub const RULES: &[Rule] = &[
             "mesh-control/src/ca/root_config_maps.rs",
             "mesh-control/src/multicluster/",
             "mesh-control/src/webhook/bundles.rs",
+            // What is made for Gateways.
+            "mesh-control/src/gateway_deployer/mod.rs",
+            "mesh-control/src/gateway_deployer/cluster.rs",
             "mesh-control/src/app/",
         ],
         forbidden: r"\bkube(_client|_core|_runtime)?::",

@@ -11,6 +11,7 @@ pub mod ca;
 mod chance_tests;
 #[cfg(test)]
 mod field_tests;
+pub mod gateway_deployer;
 pub mod hash;
 pub mod index;
 pub mod inject;

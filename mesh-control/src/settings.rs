@@ -84,6 +84,17 @@ pub struct Serve {
         help_heading = "With Kubernetes"
     )]
     pub leader_election: String,
+    /// Make a Deployment and a Service for each Gateway of Gateway API that names no Service (`false`: they are made by
+    /// others)
+    #[arg(
+        long,
+        env = "PILOT_ENABLE_GATEWAY_API_DEPLOYMENT_CONTROLLER",
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        value_name = "BOOL",
+        help_heading = "With Kubernetes"
+    )]
+    pub gateway_deployments: bool,
     /// Folder for what must outlive the process: the root certificate, keys; made when missing
     #[arg(long, env = "MESH_STATE_DIR")]
     pub state_dir: PathBuf,

@@ -160,6 +160,33 @@ pub async fn build(progress: Progress) -> Result<Programs> {
     tokio::task::spawn_blocking(build).await.context("the build broke off")?
 }
 
+/// The folder with the definitions of Gateway API's standard channel, out of its module.
+///
+/// # Errors
+/// When Go is missing or the module cannot be had.
+pub async fn gateway_api(progress: Progress) -> Result<PathBuf> {
+    const MODULE: &str = "sigs.k8s.io/gateway-api";
+    let fetch = move || -> Result<PathBuf> {
+        if on_path("go").is_none() {
+            bail!("go is not installed: the definitions of Gateway API come with its module; install Go 1.26 or later");
+        }
+        let go = |words: &[&str]| -> Result<String> {
+            let mut command = Command::new("go");
+            command.args(words).current_dir(folder("kubernetes").join("gatewayapi")).env("GOWORK", "off");
+            let done = command.stdin(Stdio::null()).output().context("cannot run go")?;
+            if !done.status.success() {
+                bail!("go {}: {}", words.join(" "), String::from_utf8_lossy(&done.stderr).trim());
+            }
+            Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned())
+        };
+        progress.step("brings the definitions of Gateway API");
+        patiently("go mod download", || go(&["mod", "download", MODULE]))?;
+        let module = go(&["list", "-mod=readonly", "-m", "-f", "{{.Dir}}", MODULE])?;
+        Ok(PathBuf::from(module).join("config/crd/standard"))
+    };
+    tokio::task::spawn_blocking(fetch).await.context("the download broke off")?
+}
+
 /// The `kubectl` on the PATH, or one that is built.
 pub(super) async fn some_kubectl(progress: Progress) -> Result<PathBuf> {
     if let Some(found) = on_path("kubectl") {

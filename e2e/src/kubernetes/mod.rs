@@ -43,6 +43,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "mesh-traffic", run: |context| Box::pin(mesh::traffic::run(context)) },
     Scenario { name: "mesh-rollout", run: |context| Box::pin(mesh::rollout::run(context)) },
     Scenario { name: "mesh-workloads", run: |context| Box::pin(mesh::workloads::run(context)) },
+    Scenario { name: "mesh-gateway-api", run: |context| Box::pin(mesh::gateway_api::run(context)) },
     Scenario { name: "mesh-control-plane", run: |context| Box::pin(mesh::control_plane::run(context)) },
     Scenario { name: "two-clusters", run: |context| Box::pin(machinery::two(context)) },
 ];
@@ -78,6 +79,7 @@ struct Session {
     images: Vec<Archive>,
     second: OnceCell<Cluster>,
     mesh: OnceCell<()>,
+    gateway_api: OnceCell<()>,
     passed: AtomicU32,
     failed: AtomicU32,
 }
@@ -118,6 +120,27 @@ impl Context<'_> {
     /// Those of the installation.
     async fn mesh(&self, install: impl Future<Output = Result<String>>) -> Result<()> {
         self.session.mesh.get_or_try_init(async || install.await.map(drop)).await.copied()
+    }
+
+    /// Installs the definitions of Gateway API, unless the cluster has them. Those that come before this run without.
+    ///
+    /// # Errors
+    /// When they cannot be had, or the API server refuses them.
+    pub async fn gateway_api(&self) -> Result<()> {
+        let install = async || {
+            let cluster = self.cluster();
+            if cluster.kubectl(&["get", "crd", "gateways.gateway.networking.k8s.io"]).await.is_ok() {
+                return Ok(());
+            }
+            let folder = programs::gateway_api(self.session.settings.progress).await?.display().to_string();
+            cluster.kubectl(&["apply", "--server-side", "-f", &folder]).await?;
+            let established = ["wait", "--for=condition=Established", "--timeout=60s", "crd"];
+            let kinds = ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"];
+            let names = kinds.map(|kind| format!("{kind}.gateway.networking.k8s.io"));
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            cluster.kubectl(&[&established, names.as_slice()].concat()).await.map(drop)
+        };
+        self.session.gateway_api.get_or_try_init(install).await.copied()
     }
 
     /// Addresses of pods, Services and load balancers are reached from this machine.
@@ -248,7 +271,16 @@ async fn session(settings: Settings, chosen: &[&Scenario], keep: bool) -> Result
     let cluster = Cluster::start(&settings).await?;
     progress.say(&format!("cluster {} is up: KUBECONFIG={}", cluster.name(), cluster.kubeconfig().display()));
     let (passed, failed, second) = (AtomicU32::new(0), AtomicU32::new(0), OnceCell::new());
-    let session = Session { settings, cluster, images, second, mesh: OnceCell::new(), passed, failed };
+    let session = Session {
+        settings,
+        cluster,
+        images,
+        second,
+        mesh: OnceCell::new(),
+        gateway_api: OnceCell::new(),
+        passed,
+        failed,
+    };
     let imported = import(&session.settings, &session.cluster, &session.images).await;
     let mut flaky = Flaky::default();
     if imported.is_ok() {

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use mesh_control::inject::Settings;
 use mesh_control::inject::manifest::{self, Changed, File, Problem};
-use mesh_control::inject::pod::Settings;
 use mesh_control::inject::values::Values;
 
 use super::validate::{files, read};

@@ -1,5 +1,5 @@
 //! What a control plane does in Kubernetes beside serving: elect who writes, keep one root for all replicas, make roots
-//! and webhooks known, answer webhooks, write status.
+//! and webhooks known, answer webhooks, run the proxies of Gateways, write status.
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ca::{self, Authority, RootSecret},
+    gateway_deployer::{Deployer, Refusals},
     index::Index,
     leader::{self, Candidate},
     settings::Serve,
@@ -92,7 +93,18 @@ pub(super) async fn start(
     };
     workers.spawn(ca::keep_root_config_maps(client.clone(), authority, namespaces, leading.clone()));
     workers.spawn(keep_root(client.clone(), settings.namespace.clone(), settings.state_dir.clone(), leading.clone()));
-    workers.spawn(status::Writer { client, index, served, found }.run(changed, leading));
+    let (refused_tx, refused) = watch::channel(Refusals::new());
+    if settings.gateway_deployments {
+        let deployer = Deployer {
+            client: client.clone(),
+            index: index.clone(),
+            served: served.clone(),
+            revision: settings.revision.clone(),
+            refused: refused_tx,
+        };
+        workers.spawn(deployer.run(changed.clone(), leading.clone()));
+    }
+    workers.spawn(status::Writer { client, index, served, found, refused }.run(changed, leading));
     Ok(())
 }
 

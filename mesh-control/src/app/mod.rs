@@ -34,7 +34,7 @@ use crate::{
         object::{Kind, ObjectChange},
         status::SharedStatus,
     },
-    translate::Translator,
+    translate::{Translator, status},
     xds::{caller::Authenticate, hub::Hub, server, service::Ads},
 };
 
@@ -210,6 +210,7 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
         domain: settings.domain.as_str().into(),
         root_namespace: settings.namespace.as_str().into(),
         cross_namespace_routes: settings.cross_namespace_routes,
+        in_cluster: in_kubernetes,
     };
     let mut writer = IndexWriter::new(options);
     let sources::Opened { status, named, run, api_server } = sources::open(settings, &mut writer, &admin).await?;
@@ -415,8 +416,8 @@ async fn write_index(
             told.names(writer.index());
         }
         admin.index.store(Some(Arc::new(writer.index().clone())));
-        // No status says anything of endpoints, and these change all the time.
-        if !change.only_endpoints() {
+        // Of endpoints statuses say something of Gateways' alone, and others change all the time.
+        if !change.only_endpoints() || status::read_endpoints(writer.index(), change.endpoints.iter()) {
             told.changed.send_modify(|state| *state += 1);
         }
         if told.states.send((writer.index().clone(), change)).await.is_err() {

@@ -20,6 +20,7 @@ const ELSEWHERE: &[(Kind, &str, &str)] = &[
     (Kind::HttpRoute, "rules[].filters[].externalAuth", UNSUPPORTED),
     (Kind::HttpRoute, "rules[].filters[].extensionRef", UNSUPPORTED),
     (Kind::GrpcRoute, "rules[].filters[].extensionRef", UNSUPPORTED),
+    (Kind::Gateway, "infrastructure", "in effect on what is made for a Gateway: [gateway-api.md](gateway-api.md)"),
     (Kind::ConfigMap, "extensionProviders[].prometheus", "in effect: names a provider, and has no settings"),
     (Kind::ConfigMap, "enablePrometheusMerge", AT_INJECTION),
     (Kind::ConfigMap, "defaultConfig.concurrency", AT_INJECTION),

@@ -82,6 +82,8 @@ pub struct Options {
     pub root_namespace: Name,
     /// VirtualServices route to other namespaces' services for every client, as under Istio.
     pub cross_namespace_routes: bool,
+    /// Gateways are reached by Services of a cluster.
+    pub in_cluster: bool,
 }
 
 impl Default for Options {
@@ -93,6 +95,7 @@ impl Default for Options {
             domain: "cluster.local".into(),
             root_namespace: MESH_CONFIG.0.into(),
             cross_namespace_routes: false,
+            in_cluster: false,
         }
     }
 }

@@ -98,6 +98,9 @@ impl Names {
 
     fn api_gateway(&mut self, gateway: &gateway_api::Gateway) {
         gateway.listeners.iter().for_each(|l| self.listener(l));
+        if let Some(r) = gateway.infrastructure.as_ref().and_then(|i| i.parameters_ref.as_ref()) {
+            self.config_maps.insert(r.name.as_str().into());
+        }
         let Some(tls) = &gateway.tls else { return };
         if let Some(own) = tls.backend.as_ref().and_then(|b| b.client_certificate_ref.as_ref()) {
             self.credential(&own.name);
@@ -117,12 +120,12 @@ mod tests {
     #[test]
     fn names_of_every_kind() {
         let index = writer(
-            "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: a}\nspec: {selector: {istio: gw}, servers: [{port: {number: 443, name: https, protocol: HTTPS}, hosts: ['*'], tls: {mode: MUTUAL, credentialName: one}}]}\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: a}\nspec: {host: x, subsets: [{name: s, trafficPolicy: {portLevelSettings: [{port: {number: 1}, tls: {mode: MUTUAL, credentialName: 'kubernetes-gateway://b/two'}}]}}]}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: k, namespace: a}\nspec: {gatewayClassName: istio, tls: {frontend: {default: {validation: {caCertificateRefs: [{group: '', kind: ConfigMap, name: clients}]}}}}, listeners: [{name: l, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: three}]}}]}\n---\napiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: i, namespace: a}\nspec: {tls: [{secretName: four}], rules: [{host: a.test}]}\n",
+            "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: a}\nspec: {selector: {istio: gw}, servers: [{port: {number: 443, name: https, protocol: HTTPS}, hosts: ['*'], tls: {mode: MUTUAL, credentialName: one}}]}\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: a}\nspec: {host: x, subsets: [{name: s, trafficPolicy: {portLevelSettings: [{port: {number: 1}, tls: {mode: MUTUAL, credentialName: 'kubernetes-gateway://b/two'}}]}}]}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: k, namespace: a}\nspec: {gatewayClassName: istio, infrastructure: {parametersRef: {group: '', kind: ConfigMap, name: more}}, tls: {frontend: {default: {validation: {caCertificateRefs: [{group: '', kind: ConfigMap, name: clients}]}}}}, listeners: [{name: l, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: three}]}}]}\n---\napiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: i, namespace: a}\nspec: {tls: [{secretName: four}], rules: [{host: a.test}]}\n",
         );
         let (secrets, config_maps) = index.index().named();
         for name in ["one", "one-cacert", "two", "three", "four", "clients"] {
             assert!(secrets.contains(name), "{name} is not in {secrets:?}");
         }
-        assert_eq!(config_maps.into_iter().collect::<Vec<_>>(), ["clients".into()]);
+        assert_eq!(config_maps.into_iter().collect::<Vec<_>>(), ["clients".into(), "more".into()]);
     }
 }

@@ -97,6 +97,8 @@ pub struct Service {
     pub subject_alt_names: Vec<Name>,
     /// Host that an ExternalName service stands for.
     pub alias_of: Option<Name>,
+    /// Addresses and host names outside of the cluster that lead to it; `None`: it is to have none.
+    pub outside: Option<Vec<Name>>,
     /// Age, for who comes first.
     pub creation: Option<jiff::Timestamp>,
 }
@@ -216,6 +218,7 @@ impl Service {
             node_local: spec.internal_traffic_policy == "Local",
             prefer_near: nearness(&spec.traffic_distribution, [Some(object), namespace]),
             subject_alt_names: vec![],
+            outside: outside(spec),
             alias_of: alias.then(|| spec.external_name.trim_end_matches('.').to_ascii_lowercase().into()),
             creation: object.meta.creation,
             key,
@@ -264,6 +267,7 @@ impl Service {
             prefer_near: nearness("", [Some(object), namespace]),
             subject_alt_names: spec.subject_alt_names.iter().map(|s| s.as_str().into()).collect(),
             alias_of: None,
+            outside: None,
             creation: object.meta.creation,
             key,
         }
@@ -310,6 +314,12 @@ pub(super) fn declared_keys(object: &Object, domain: &str) -> Vec<ServiceKey> {
         }
         _ => vec![],
     }
+}
+
+/// Where a Service of Kubernetes is reached from outside of the cluster.
+fn outside(spec: &core::Service) -> Option<Vec<Name>> {
+    let all = spec.load_balancer.iter().chain(&spec.external_ips).map(|a| a.as_str().into());
+    (spec.kind == "LoadBalancer" || !spec.external_ips.is_empty()).then(|| all.collect())
 }
 
 /// An address or a block of addresses.

@@ -8,8 +8,9 @@ use mesh_api::crd::networking::ProxyConfig;
 use mesh_api::labels::Labels;
 use mesh_api::meshconfig::MeshConfig;
 
+use super::Settings;
 use super::node::Node;
-use super::pod::{self, Outcome, Place, PodError, Settings};
+use super::pod::{self, Outcome, Place, PodError};
 use super::proxy_config::ProxyConfigObject;
 use super::template::Owner;
 use crate::source::manifest::documents;

@@ -8,14 +8,17 @@ pub mod annotations;
 pub mod decision;
 pub mod manifest;
 pub mod node;
+pub mod overlay;
 pub mod pod;
 mod probes;
 pub mod proxy_config;
 mod scraping;
+pub mod settings;
 mod template;
 pub mod values;
 
-pub use template::Owner;
+pub use settings::Settings;
+pub use template::{Owner, PROXY};
 
 #[cfg(test)]
 mod tests;

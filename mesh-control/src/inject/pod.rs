@@ -6,32 +6,18 @@
 use std::collections::BTreeMap;
 
 use mesh_api::labels::{self, Labels};
-use mesh_api::meshconfig::MeshConfig;
 
 use super::annotations::{self, OVERRIDES, REVISION, STATUS, TEMPLATES, truth};
 use super::decision::{Facts, Reason, decide};
 use super::node::{Map, Node};
-use super::{probes, scraping};
-use super::proxy_config::{self, ProxyConfigObject, Workload};
+use super::proxy_config::{self, Workload};
+use super::settings::Settings;
+use super::{overlay, probes, scraping};
 use super::template::{INIT, Owner, PROXY, PROXY_USER, Render};
-use super::values::Values;
 
 /// Annotations of kubectl that name a pod's main container.
 const MAIN_CONTAINER: [&str; 2] =
     ["kubectl.kubernetes.io/default-logs-container", "kubectl.kubernetes.io/default-container"];
-
-/// What injection depends on beside the pod.
-#[derive(Debug, Clone, Default)]
-pub struct Settings {
-    /// Operator's values.
-    pub values: Values,
-    /// Mesh-wide settings.
-    pub mesh: MeshConfig,
-    /// ProxyConfig objects.
-    pub proxy_configs: Vec<ProxyConfigObject>,
-    /// Whether the cluster runs sidecars as init containers that stay.
-    pub native_sidecars: bool,
-}
 
 /// Where a pod is.
 #[derive(Debug, Clone, Copy)]
@@ -87,12 +73,38 @@ pub fn inject(pod: &mut Node, place: Place<'_>, settings: &Settings) -> Result<O
     if let Err(reason) = decide(&facts, &settings.values) {
         return Ok(Outcome::Skipped(reason));
     }
+    fill(pod, &all, place, settings).map(Outcome::Injected)
+}
+
+/// The proxy into a pod of a gateway, whatever its labels say: one that the control plane makes itself. Nothing takes it
+/// back, so nothing is written down for that.
+///
+/// # Errors
+/// As of [`inject`].
+pub fn gateway(pod: &mut Node, place: Place<'_>, settings: &Settings) -> Result<Vec<annotations::Remark>, PodError> {
+    shape(pod)?;
+    let annotations = pod.get_mut("metadata").and_then(|m| m.map_at("annotations"));
+    annotations.ok_or_else(|| wrong("metadata", "is missing"))?.insert(TEMPLATES.to_owned(), "gateway".into());
+    let remarks = fill(pod, &Texts::of(pod)?, place, settings)?;
+    if let Some(metadata) = pod.get_mut("metadata") {
+        remove_keys(metadata, "annotations", &[STATUS, OVERRIDES, TEMPLATES].map(str::to_owned));
+    }
+    Ok(remarks)
+}
+
+/// Takes back what was injected before, and injects.
+fn fill(
+    pod: &mut Node,
+    all: &Texts,
+    place: Place<'_>,
+    settings: &Settings,
+) -> Result<Vec<annotations::Remark>, PodError> {
     strip(pod);
     let (bad, mut remarks) = annotations::judge(&members(pod, "annotations"));
     if let Some(first) = bad.into_iter().next() {
         return Err(of_annotation(&first.name, first.message));
     }
-    let gateway = template(&all)?;
+    let gateway = template(all)?;
     let annotation = all.annotations.get(annotations::PROXY_CONFIG).map(String::as_str);
     let workload = Workload { namespace: place.namespace, labels: &all.labels, annotation };
     let root = settings.mesh.root_namespace();
@@ -125,7 +137,7 @@ pub fn inject(pod: &mut Node, place: Place<'_>, settings: &Settings) -> Result<O
             message: "is not in force: the sidecar goes on when the work is done, so the job does not end".to_owned(),
         });
     }
-    Ok(Outcome::Injected(remarks))
+    Ok(remarks)
 }
 
 /// What injection reads must be what Kubernetes says it is.
@@ -249,7 +261,7 @@ fn add(
     merge_metrics: bool,
 ) -> Result<(), PodError> {
     let over = |template: Node, name: &str| match own.get(name) {
-        Some(own) => overlay(template, own),
+        Some(own) => laid_over(template, own),
         None => template,
     };
     let init = render.init_container().map(|c| over(c, INIT));
@@ -515,49 +527,11 @@ fn set_variable(container: &mut Node, name: &str, value: String) {
     }
 }
 
-/// The user's container on top of the template's: objects field by field, lists of named things by their names, other
-/// lists as a whole (Kubernetes' strategic merge). The image `auto` is the template's.
-fn overlay(template: Node, own: &Node) -> Node {
+/// The user's container on top of the template's. The image `auto` is the template's.
+fn laid_over(template: Node, own: &Node) -> Node {
     let mut own = own.clone();
     if own.get("image").and_then(Node::as_str) == Some("auto") {
         own.remove("image");
     }
-    merged(template, &own)
-}
-
-fn merged(base: Node, over: &Node) -> Node {
-    match (base, over) {
-        (Node::Map(mut base), Node::Map(over)) => {
-            for (key, value) in over {
-                let merged = match (base.get_mut(key), value) {
-                    (Some(Node::List(items)), Node::List(more)) => by_identity(key, std::mem::take(items), more),
-                    (Some(there), value) => merged(std::mem::take(there), value),
-                    (None, value) => value.clone(),
-                };
-                base.insert(key.clone(), merged);
-            }
-            Node::Map(base)
-        }
-        (_, over) => over.clone(),
-    }
-}
-
-/// Lists whose items have an identity.
-fn by_identity(list: &str, mut base: Vec<Node>, over: &[Node]) -> Node {
-    let identity = match list {
-        "env" => "name",
-        "volumeMounts" => "mountPath",
-        "ports" => "containerPort",
-        _ => return Node::List(over.to_vec()),
-    };
-    for item in over {
-        let Some(id) = item.get(identity) else { continue };
-        match base.iter_mut().find(|b| b.get(identity) == Some(id)) {
-            // A variable with another kind of value replaces the whole.
-            Some(there) if list == "env" => *there = item.clone(),
-            Some(there) => *there = merged(std::mem::take(there), item),
-            None => base.push(item.clone()),
-        }
-    }
-    Node::List(base)
+    overlay::merged(template, &own)
 }

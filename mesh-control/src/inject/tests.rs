@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser as _;
 
+use super::Settings;
 use super::annotations::{ANNOTATIONS, Effect, LABELS};
 use super::manifest::{File, Problem, inject, surroundings, uninject};
 use super::node::Node;
-use super::pod::Settings;
 use super::values::Values;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/inject");

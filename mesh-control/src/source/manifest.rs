@@ -189,6 +189,8 @@ struct Metadata {
     annotations: Labels,
     creation_timestamp: Option<jiff::Timestamp>,
     generation: i64,
+    uid: String,
+    deletion_timestamp: Option<jiff::Timestamp>,
 }
 
 /// Name and namespace as far as they can be told, also of an object that is refused.
@@ -230,19 +232,27 @@ fn header(value: &Value) -> Result<Option<(Kind, ObjectKey, Meta)>, (Option<Obje
     let metadata: Metadata = serde_path_to_error::deserialize(&metadata)
         .map_err(|e| (key.clone(), Finding::error(format!("metadata.{}", e.path()), e.inner().to_string())))?;
     let key = key.ok_or_else(|| (None, Finding::error("metadata.name", "is missing").code(codes::UNPARSABLE)))?;
-    let annotations = metadata.annotations.into_iter().filter(|(k, _)| meaningful_annotation(k)).collect();
+    let annotations = metadata.annotations.into_iter().filter(|(k, _)| meaningful_annotation(kind, k)).collect();
     // Kinds of Kubernetes tell of more than their spec by it.
     let generation = if kind.is_core() { 0 } else { metadata.generation };
     Ok(Some((
         kind,
         key,
-        Meta { labels: metadata.labels, annotations, creation: metadata.creation_timestamp, generation },
+        Meta {
+            labels: metadata.labels,
+            annotations,
+            creation: metadata.creation_timestamp,
+            generation,
+            uid: if kind == Kind::Gateway { metadata.uid } else { String::new() },
+            ending: kind == Kind::Gateway && metadata.deletion_timestamp.is_some(),
+        },
     )))
 }
 
-/// Annotations of other tools must not look like a change.
-fn meaningful_annotation(key: &str) -> bool {
-    matches!(key, CLASS_ANNOTATION | DEFAULT_CLASS_ANNOTATION)
+/// Annotations of other tools must not look like a change. Those of Gateways go on to what is made for them.
+fn meaningful_annotation(kind: Kind, key: &str) -> bool {
+    kind == Kind::Gateway && !key.starts_with("kubectl.kubernetes.io/")
+        || matches!(key, CLASS_ANNOTATION | DEFAULT_CLASS_ANNOTATION)
         || key.split_once('/').is_some_and(|(domain, _)| domain.ends_with("istio.io"))
 }
 

@@ -282,6 +282,12 @@ pub struct Meta {
     /// How often the API server has seen its spec change; 0: unknown.
     #[serde(skip)]
     pub generation: i64,
+    /// Of a Gateway, which objects are made for: what the API server knows it by; empty: unknown.
+    #[serde(skip)]
+    pub uid: String,
+    /// It is being deleted.
+    #[serde(skip)]
+    pub ending: bool,
 }
 
 /// Where an object stands in a folder.

@@ -8,7 +8,7 @@ mod findings;
 mod merge;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{Hash as _, Hasher as _},
     sync::Arc,
     time::Duration,
@@ -67,6 +67,8 @@ pub struct Writer {
     pub served: watch::Receiver<Served>,
     /// What is found wrong.
     pub found: SharedStatus,
+    /// Why objects of Gateways cannot be made.
+    pub refused: watch::Receiver<BTreeMap<ObjectKey, String>>,
 }
 
 impl std::fmt::Debug for Writer {
@@ -81,7 +83,7 @@ impl Writer {
     /// # Errors
     /// Never; the type is that of a task.
     pub async fn run(
-        self,
+        mut self,
         mut changed: watch::Receiver<u64>,
         mut leading: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
@@ -95,7 +97,8 @@ impl Writer {
             while *leading.borrow() {
                 changed.borrow_and_update();
                 news.borrow_and_update();
-                let complete = self.write(&mut known).await;
+                let refused = self.refused.borrow_and_update().clone();
+                let complete = self.write(refused, &mut known).await;
                 let again = async {
                     if complete {
                         std::future::pending().await
@@ -117,6 +120,7 @@ impl Writer {
                         tokio::time::sleep(SETTLE).await;
                     }
                     () = again => {}
+                    () = told(&mut self.refused) => {}
                     ended = leading.changed() => if ended.is_err() { return Ok(()) },
                 }
             }
@@ -124,9 +128,9 @@ impl Writer {
     }
 
     /// Writes what differs from what was written last. Whether all of it is.
-    async fn write(&self, known: &mut Known) -> bool {
+    async fn write(&self, refused: BTreeMap<ObjectKey, String>, known: &mut Known) -> bool {
         let Some(index) = self.index.load_full() else { return true };
-        let mut computed = tokio::task::spawn_blocking(move || computed(&index)).await.unwrap_or_default();
+        let mut computed = tokio::task::spawn_blocking(move || computed(&index, &refused)).await.unwrap_or_default();
         let found = findings::computed(&self.found.read(), &known.told);
         known.told.extend(found.iter().filter(|(_, status)| findings::says_something(status)).map(|(k, _)| k.clone()));
         for (key, status) in found {
@@ -240,11 +244,22 @@ fn join(to: &mut Value, more: Value) {
     }
 }
 
+/// Something else is refused; never, when nobody makes anything.
+async fn told(refused: &mut watch::Receiver<BTreeMap<ObjectKey, String>>) {
+    if refused.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
 /// The statuses of all objects that have one. What they are about is part of them, so that a new generation is told even
 /// when nothing else changes.
-fn computed(index: &Index) -> HashMap<ObjectKey, Value> {
+fn computed(index: &Index, refused: &BTreeMap<ObjectKey, String>) -> HashMap<ObjectKey, Value> {
     let one = |object: &Arc<Object>| {
-        let mut status = serde_json::to_value(status::of(index, object)?).ok()?;
+        let mut status = status::of(index, object)?;
+        if let Some(why) = refused.get(&object.key) {
+            status.not_programmed(why);
+        }
+        let mut status = serde_json::to_value(status).ok()?;
         status.as_object_mut()?.insert(merge::GENERATION.to_owned(), object.meta.generation.into());
         Some((object.key.clone(), status))
     };

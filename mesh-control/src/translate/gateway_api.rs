@@ -17,6 +17,7 @@ use mesh_api::{
     model::Name,
 };
 
+use super::gateway_infrastructure::{is_generated, label_value, services};
 use crate::{
     index::{Index, host, visibility::label_selector_fits},
     source::object::{Kind, Object, Spec},
@@ -28,7 +29,7 @@ pub const GATEWAY_NAME: &str = mesh_api::labels::GATEWAY_NAME;
 /// The same label's older name.
 const GATEWAY_NAME_OLD: &str = "istio.io/gateway-name";
 /// Class of gateways that are this mesh's without a GatewayClass.
-const OWN_CLASS: &str = "istio";
+pub const OWN_CLASS: &str = "istio";
 /// Controllers whose classes are this mesh's.
 const CONTROLLER: &str = "istio.io/gateway-controller";
 
@@ -207,7 +208,7 @@ fn routes_of(index: &Index, kinds: [Kind; 2]) -> Vec<RouteEntry> {
     out
 }
 
-/// The Gateway that a proxy implements by its labels; `None`: it is no gateway of Gateway API.
+/// The label that tells which Gateway a proxy implements, as [`label_value`] makes it of the name; `None`: it is no gateway of Gateway API.
 pub fn gateway_name(view: &ProxyView) -> Option<&str> {
     [GATEWAY_NAME, GATEWAY_NAME_OLD].iter().find_map(|k| view.labels.get(*k)).map(String::as_str)
 }
@@ -215,16 +216,16 @@ pub fn gateway_name(view: &ProxyView) -> Option<&str> {
 /// Gateways that a gateway proxy implements: by label in its namespace, or by an address that names its service.
 pub fn gateways_of(index: &Index, view: &ProxyView) -> Vec<GatewayEntry> {
     let own = gateway_name(view);
-    let serves = |g: &Gateway| {
-        g.addresses.iter().any(|a| {
-            a.kind.as_deref() == Some("Hostname")
-                && view.targets.iter().any(|t| t.service.key.host.eq_ignore_ascii_case(&a.value))
-        })
+    let is_named =
+        |o: &Object| o.key.namespace == view.namespace && own.is_some_and(|label| label == label_value(&o.key.name));
+    let serves = |entry: &GatewayEntry| {
+        !is_generated(&entry.spec)
+            && services(index, entry).0.iter().any(|key| view.targets.iter().any(|t| t.service.key == *key))
     };
     let mut out: Vec<GatewayEntry> = index
-        .objects_in(Kind::Gateway, &view.namespace)
+        .objects(Kind::Gateway)
         .filter_map(|o| gateway_entry(index, o))
-        .filter(|entry| own.is_some_and(|name| name == &*entry.object.key.name) || serves(&entry.spec))
+        .filter(|entry| is_named(&entry.object) || serves(entry))
         .collect();
     out.sort_by(|a, b| a.object.age_order().cmp(&b.object.age_order()));
     out

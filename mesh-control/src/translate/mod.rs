@@ -14,6 +14,7 @@ pub mod filter_chain;
 pub mod filter_names;
 pub mod gateway;
 pub mod gateway_api;
+pub mod gateway_infrastructure;
 pub mod grpc_client;
 pub mod http_route;
 pub mod inbound;

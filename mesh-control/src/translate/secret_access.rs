@@ -13,6 +13,7 @@ use super::{
     backend_tls,
     gateway::listener_tls,
     gateway_api::{GatewayEntry, gateway_name, gateways_of, listeners_of},
+    gateway_infrastructure::{account, label_value},
     secrets::Place,
     server_tls,
     tls::{self, Origination},
@@ -143,11 +144,11 @@ fn selects_for_certain(
 }
 
 /// Whether a proxy may speak for a Gateway of Gateway API: one that the Gateway's name was given to runs as
-/// `GATEWAY-CLASS`; one that the Gateway names by the address of its Service is known by being registered there.
+/// the account that is made for it; one that the Gateway names by the address of its Service is known by being registered there.
 fn implements_for_certain(view: &ProxyView, entry: &GatewayEntry) -> Result<(), String> {
     let key = &entry.object.key;
-    if gateway_name(view) == Some(&*key.name) {
-        let expected = format!("{}-{}", key.name, entry.spec.gateway_class_name);
+    if gateway_name(view).is_some_and(|label| label == label_value(&key.name)) {
+        let (expected, _) = account(entry);
         if expected == *view.service_account {
             return Ok(());
         }

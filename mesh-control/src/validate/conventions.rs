@@ -100,6 +100,9 @@ pub(super) fn annotations(kind: Kind, annotations: &Labels, out: &mut Report) {
         let field = format!("metadata.annotations.{name}");
         match ANNOTATIONS.iter().find(|(known, ..)| known == name) {
             None => out.push(Finding::warning(field, format!("{name} is no annotation of Istio's")).code("IST0108")),
+            // What is made for a Gateway inherits them.
+            Some((_, places, _))
+                if kind == Kind::Gateway && [Kind::Pod, Kind::Service].iter().any(|k| places.contains(k)) => {}
             Some((_, places, _)) if !places.is_empty() && !places.contains(&kind) => {
                 let places: Vec<&str> = places.iter().map(|k| k.name()).collect();
                 let message = format!("{name} belongs to {}, and does nothing here", places.join(" or "));

@@ -22,9 +22,6 @@ const NO_PROVIDER: &str = "name an extension provider in defaultProviders.tracin
 /// Of options that implementations may define.
 const NO_OPTIONS: &str = "there are none";
 
-/// Of what goes with a deployment.
-const NOT_DEPLOYED: &str = "gateways are not deployed yet";
-
 /// Of what spans tell beside their own.
 const SERVICE_NAME: &str = "spans tell their sender by service.name and Istio's tags only";
 
@@ -134,11 +131,10 @@ const TABLE: &[Row] = &[
     ),
     (Kind::Gateway, "spec.defaultScope", "routes attach by parentRefs only"),
     (Kind::Gateway, "spec.addresses[].routability", "addresses are what the gateway's process listens on"),
-    (Kind::Gateway, "spec.infrastructure", NOT_DEPLOYED),
     (Kind::Gateway, "spec.listeners[].tls.options", NO_OPTIONS),
     (Kind::ListenerSet, "spec.listeners[].tls.options", NO_OPTIONS),
     (Kind::GatewayClass, "spec.description", FOR_PEOPLE),
-    (Kind::GatewayClass, "spec.parametersRef", NOT_DEPLOYED),
+    (Kind::GatewayClass, "spec.parametersRef", "parameters are those of a Gateway: infrastructure.parametersRef"),
     (Kind::TlsRoute, "spec.rules[].name", FOR_PEOPLE),
     (Kind::TcpRoute, "spec.rules[].name", FOR_PEOPLE),
     (Kind::HttpRoute, "spec.rules[].sessionPersistence.idleTimeout", NO_IDLE_SESSIONS),

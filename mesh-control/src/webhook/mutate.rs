@@ -9,14 +9,10 @@ use super::{
 use crate::{
     index::Index,
     inject::{
-        Owner,
+        Owner, Settings,
         node::Node,
-        pod::{self, Outcome, Place, Settings},
-        proxy_config::ProxyConfigObject,
-        values::Values,
+        pod::{self, Outcome, Place},
     },
-    source::object::{Kind, Spec},
-    validate::INJECTOR,
 };
 
 /// Injects into a pod.
@@ -25,7 +21,7 @@ pub(super) fn answer(review: &Review, index: &Index, webhook: &Webhook) -> Answe
     if request.operation == "DELETE" || request.object.is_null() {
         return Answer::default();
     }
-    let settings = match settings(index, webhook) {
+    let settings = match Settings::of(index, &webhook.revision, webhook.native_sidecars) {
         Ok(settings) => settings,
         Err(why) => return Answer::refuse(why),
     };
@@ -58,34 +54,6 @@ pub(super) fn answer(review: &Review, index: &Index, webhook: &Webhook) -> Answe
         }
         Err(error) => Answer::refuse(format!("{}: {}", error.field, error.message)),
     }
-}
-
-/// The settings of the moment: values of the injector's ConfigMap, MeshConfig, ProxyConfigs.
-fn settings(index: &Index, webhook: &Webhook) -> Result<Settings, String> {
-    let (namespace, name, key) = INJECTOR;
-    let text = index.config_map(namespace, name).and_then(|map| map.data.get(key));
-    let place = || match webhook.revision.as_str() {
-        "" | "default" => format!("ConfigMap {}/{name}, {key}", webhook.namespace),
-        revision => format!("ConfigMap {}/{name}-{revision}, {key}", webhook.namespace),
-    };
-    let mut values = Values::read(text.map_or("{}", String::as_str), &[]).map_err(|e| format!("{}: {e}", place()))?;
-    if values.revision.is_empty() {
-        values.revision.clone_from(&webhook.revision);
-    }
-    let proxy_configs = index.objects(Kind::ProxyConfig).filter_map(|o| match &o.spec {
-        Spec::ProxyConfig(spec) => Some(ProxyConfigObject {
-            namespace: o.key.namespace.to_string(),
-            name: o.key.name.to_string(),
-            spec: (**spec).clone(),
-        }),
-        _ => None,
-    });
-    Ok(Settings {
-        native_sidecars: values.native_sidecars() && webhook.native_sidecars,
-        values,
-        mesh: index.mesh().clone(),
-        proxy_configs: proxy_configs.collect(),
-    })
 }
 
 /// What a pod belongs to, in the user's eyes: of a ReplicaSet its Deployment, of a Job its CronJob.

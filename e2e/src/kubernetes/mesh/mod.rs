@@ -4,6 +4,7 @@
 //! the scenarios'.
 
 pub(super) mod control_plane;
+pub(super) mod gateway_api;
 pub(super) mod rollout;
 pub(super) mod traffic;
 pub(super) mod wire;

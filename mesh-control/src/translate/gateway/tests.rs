@@ -335,3 +335,33 @@ fn names_that_applications_take_for_the_gateways_own_are_removed() {
     }
     assert!(!removed.iter().any(|name| !name.contains('_')), "headers of the gateway's own stay");
 }
+
+/// Who serves a Gateway: names of its listeners' servers, for a proxy of namespace `infra` with these labels.
+fn serves(yaml: &str, labels: &[(&str, &str)]) -> Vec<String> {
+    let world = World::new(yaml);
+    let view = world.gateway("10.0.0.9", "infra", labels);
+    let all = super::super::gateway_api::gateways_of(world.index(), &view);
+    all.iter().map(|g| format!("{}/{}", g.object.key.namespace, g.object.key.name)).collect()
+}
+
+#[test]
+fn gateways_by_the_name_of_a_service() {
+    let of = |namespace: &str, address: &str| {
+        format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: gw, namespace: {namespace}}}\nspec: {{gatewayClassName: istio, addresses: [{{type: Hostname, value: {address}}}], listeners: [{{name: http, port: 80, protocol: HTTP}}]}}\n"
+        )
+    };
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: edge, namespace: infra}\nspec: {clusterIP: 10.1.0.5, ports: [{name: http, port: 80}]}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: edge, namespace: infra, labels: {kubernetes.io/service-name: edge}}\naddressType: IPv4\nports: [{name: http, port: 80}]\nendpoints: [{addresses: [10.0.0.9]}]\n";
+    let full = "edge.infra.svc.cluster.local";
+    assert_eq!(serves(&format!("{service}{}", of("infra", "edge")), &[]), ["infra/gw"], "a short name");
+    assert_eq!(serves(&format!("{service}{}", of("shop", full)), &[]), ["shop/gw"], "of another namespace");
+    assert_eq!(serves(&format!("{service}{}", of("shop", "edge")), &[]), [""; 0], "its own namespace's edge");
+}
+
+#[test]
+fn gateways_with_long_names_are_known_by_what_is_left_of_them() {
+    let name = "g".repeat(200);
+    let yaml = API.replace("name: gw,", &format!("name: {name},"));
+    let label = super::super::gateway_infrastructure::label_value(&name);
+    assert_eq!(serves(&yaml, &[(super::super::gateway_api::GATEWAY_NAME, &label)]), [format!("infra/{name}")]);
+}

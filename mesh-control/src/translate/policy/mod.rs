@@ -21,6 +21,7 @@ use mesh_api::{
 };
 
 use self::condition::{Condition, Side, TrustDomains};
+use super::gateway_infrastructure::label_value;
 use crate::{
     index::{Index, extensions::Refusal},
     source::object::{Kind, Object, Spec},
@@ -145,7 +146,7 @@ fn entry(object: &Arc<Object>) -> Option<Entry> {
 
 /// Whether a policy is attached to this Gateway of its namespace.
 pub fn is_gateway(target: &mesh_api::crd::TargetRef, gateway: &str) -> bool {
-    target.group == gateway_api::GROUP && target.kind == "Gateway" && target.name == gateway
+    target.group == gateway_api::GROUP && target.kind == "Gateway" && label_value(&target.name) == gateway
 }
 
 fn filters(policies: &[Entry], domains: &TrustDomains, side: Side) -> Vec<RbacFilter> {

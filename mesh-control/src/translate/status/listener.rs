@@ -15,9 +15,11 @@ use super::{
             Conflict, GatewayEntry, ListenerEntry, Reference, RouteEntry, admits_set, all_routes, attached_hosts,
             conflicts, gateway_entry, is_granted, is_set_of, l4_routes, listeners_of, servable_kinds,
         },
+        gateway_infrastructure::parameters,
         secrets::{has_anchors, has_certificate},
     },
     Condition, Problem,
+    address::{self, Address, Reach},
 };
 use crate::{
     index::Index,
@@ -28,12 +30,23 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayStatus {
+    /// `addresses`; `None`: none are told here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub addresses: Option<Vec<Address>>,
     /// `conditions`.
     pub conditions: Vec<Condition>,
     /// `listeners`.
     pub listeners: Vec<ListenerStatus>,
     /// ListenerSets that it takes listeners from.
     pub attached_listener_sets: usize,
+}
+
+impl GatewayStatus {
+    pub(super) fn not_programmed(&mut self, why: &str) {
+        if let Some(condition) = self.conditions.iter_mut().find(|c| c.kind == "Programmed") {
+            *condition = Condition::bad("Programmed", "Invalid", why);
+        }
+    }
 }
 
 /// Of a ListenerSet.
@@ -78,6 +91,7 @@ pub struct SupportedKind {
 pub fn of_gateway(index: &Index, object: &Arc<Object>) -> Option<GatewayStatus> {
     let gateway = gateway_entry(index, object)?;
     let listeners = statuses(index, &gateway, &object.key);
+    let reach = address::of(index, &gateway, &listeners_of(index, &gateway));
     let sets = index.objects(Kind::ListenerSet).filter(|o| match &o.spec {
         Spec::ListenerSet(set) => admits_set(index, &gateway, o, set),
         _ => false,
@@ -85,7 +99,7 @@ pub fn of_gateway(index: &Index, object: &Arc<Object>) -> Option<GatewayStatus> 
     let attached_listener_sets = sets.count();
     let mut conditions = vec![
         accepted(index, &gateway, &listeners),
-        programmed(index, &gateway, &listeners),
+        programmed(index, &gateway, &listeners, reach.as_ref()),
         resolved(index, &gateway, &listeners),
     ];
     if falls_back(&gateway) {
@@ -96,7 +110,8 @@ pub fn of_gateway(index: &Index, object: &Arc<Object>) -> Option<GatewayStatus> 
             message: "clients without a valid certificate are let in".to_owned(),
         });
     }
-    Some(GatewayStatus { conditions, listeners, attached_listener_sets })
+    let addresses = reach.map(|r| r.addresses);
+    Some(GatewayStatus { addresses, conditions, listeners, attached_listener_sets })
 }
 
 fn falls_back(gateway: &GatewayEntry) -> bool {
@@ -107,14 +122,8 @@ fn falls_back(gateway: &GatewayEntry) -> bool {
 
 /// What keeps a Gateway as a whole from being accepted.
 fn refusal(index: &Index, gateway: &GatewayEntry) -> Option<Problem> {
-    let parameters = gateway.spec.infrastructure.as_ref().and_then(|i| i.parameters_ref.as_ref());
-    if let Some(r) = parameters {
-        let known = r.group.is_empty()
-            && r.kind == "ConfigMap"
-            && index.config_map(&gateway.object.key.namespace, &r.name).is_some();
-        if !known {
-            return Some(Problem::new("InvalidParameters", format!("there are no parameters {} {}", r.kind, r.name)));
-        }
+    if let Err(why) = parameters(index, gateway) {
+        return Some(Problem::new("InvalidParameters", why));
     }
     let mut kinds = gateway.spec.addresses.iter().filter_map(|a| a.kind.as_deref());
     let other = kinds.find(|k| !matches!(*k, "IPAddress" | "Hostname"));
@@ -135,11 +144,15 @@ fn accepted(index: &Index, gateway: &GatewayEntry, listeners: &[ListenerStatus])
     out
 }
 
-fn programmed(index: &Index, gateway: &GatewayEntry, listeners: &[ListenerStatus]) -> Condition {
-    if refusal(index, gateway).is_none() && listeners.iter().any(|l| l.holds("Programmed")) {
-        return Condition::good("Programmed");
+fn programmed(index: &Index, gateway: &GatewayEntry, listeners: &[ListenerStatus], reach: Option<&Reach>) -> Condition {
+    if refusal(index, gateway).is_some() || !listeners.iter().any(|l| l.holds("Programmed")) {
+        return Condition::bad("Programmed", "Invalid", "none of its listeners is served");
     }
-    Condition::bad("Programmed", "Invalid", "none of its listeners is served")
+    let mut out = Condition::of("Programmed", reach.and_then(|r| r.problem.clone()));
+    if let Some(reach) = reach.filter(|_| out.status) {
+        out.message = format!("reached by Service {}", reach.through.join(", "));
+    }
+    out
 }
 
 fn resolved(index: &Index, gateway: &GatewayEntry, listeners: &[ListenerStatus]) -> Condition {

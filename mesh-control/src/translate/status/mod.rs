@@ -1,9 +1,9 @@
 //! What objects must be told of themselves: those of Gateway API conditions, listeners and attached routes, ServiceEntries
 //! the addresses that their hosts were given.
 //!
-//! Computed from the index by the same functions that translate, as plain data: shown at `/debug/configz`; nobody
-//! writes it to an API server yet. Owns conditions and their reasons. Must not know who writes them, nor generations and times.
+//! Computed from the index by the same functions that translate, as plain data: shown at `/debug/configz`. Owns conditions and their reasons. Must not know who writes them, nor generations and times.
 
+mod address;
 mod listener;
 mod policy;
 mod route;
@@ -18,6 +18,7 @@ use mesh_api::{
 };
 use serde::{Serialize, Serializer};
 
+pub use self::address::read_endpoints;
 use self::listener::{GatewayStatus, ListenerSetStatus};
 use super::gateway_api::{RouteEntry, is_own_controller};
 use crate::{
@@ -102,6 +103,15 @@ pub enum Status {
     Policy(PolicyStatus),
     /// ServiceEntry.
     Entry(EntryStatus),
+}
+
+impl Status {
+    /// A Gateway whose Deployment or Service cannot be made is not programmed.
+    pub fn not_programmed(&mut self, why: &str) {
+        if let Self::Gateway(gateway) = self {
+            gateway.not_programmed(why);
+        }
+    }
 }
 
 /// Of a ServiceEntry.

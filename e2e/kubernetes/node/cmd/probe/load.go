@@ -30,6 +30,10 @@ func load(arguments []string) error {
 	duration := flags.Duration("duration", 5*time.Second, "how long it goes on")
 	count := flags.Int("count", 0, "requests of each client, instead of a duration")
 	timeout := flags.Duration("timeout", 10*time.Second, "of each request")
+	byCertificate := flags.Bool("by-certificate", false, "count by the name in the server's certificate")
+	var way way
+	way.flags(flags)
+	flags.BoolVar(&way.fresh, "fresh", false, "a connection of its own for each request")
 	_ = flags.Parse(arguments)
 	if flags.NArg() != 1 {
 		return errors.New("one URL is wanted")
@@ -43,14 +47,18 @@ func load(arguments []string) error {
 	}
 	defer cancel()
 	for range *clients {
+		transport, err := way.transport()
+		if err != nil {
+			return err
+		}
 		all.Add(1)
 		go func() {
 			defer all.Done()
-			client := &http.Client{Timeout: *timeout, Transport: &http.Transport{MaxIdleConnsPerHost: 1}}
+			client := &http.Client{Timeout: *timeout, Transport: transport}
 			tick := time.NewTicker(time.Duration(float64(time.Second) / *rate))
 			defer tick.Stop()
 			for done := 0; *count == 0 || done < *count; done++ {
-				who, err := ask(client, flags.Arg(0))
+				who, err := ask(client, flags.Arg(0), *byCertificate)
 				lock.Lock()
 				tally.Sent++
 				if err != nil {
@@ -72,8 +80,8 @@ func load(arguments []string) error {
 	return json.NewEncoder(os.Stdout).Encode(tally)
 }
 
-// ask returns the name by which the server calls itself.
-func ask(client *http.Client, url string) (string, error) {
+// ask returns the name by which the server calls itself, or its certificate does.
+func ask(client *http.Client, url string, byCertificate bool) (string, error) {
 	answer, err := client.Get(url)
 	if err != nil {
 		return "", err
@@ -85,6 +93,9 @@ func ask(client *http.Client, url string) (string, error) {
 	}
 	if answer.StatusCode != http.StatusOK {
 		return "", fmt.Errorf("%d %s", answer.StatusCode, body)
+	}
+	if byCertificate {
+		return certificate(answer), nil
 	}
 	var seen Seen
 	if err := json.Unmarshal(body, &seen); err != nil {

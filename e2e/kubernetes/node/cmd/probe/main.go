@@ -20,10 +20,12 @@ import (
 
 const usage = `usage:
   probe serve [-listen :8080] [-tcp :9000] [-name NAME]   answer every request with what was seen of it, as JSON
-  probe get [-timeout 5s] [-count 1] [-header 'N: v'] URL print the status and the body of each answer
+  probe get [-timeout 5s] [-count 1] [-header 'N: v'] [-to HOST:PORT] [-roots PEM] URL  print the status and the body of each answer
+  probe call [-timeout 5s] [-to HOST:PORT] URL            call a method of gRPC in clear, print its status and what came back
   probe send [-timeout 5s] HOST:PORT TEXT                 send a line over TCP, print the line that comes back
   probe lookup [-timeout 5s] NAME                         print the addresses of a name
-  probe load [-rate 25] [-clients 1] [-duration 5s | -count N] URL  ask at a steady rate, print who answered how often
+  probe load [-rate 25] [-clients 1] [-duration 5s | -count N] [-to HOST:PORT] [-roots PEM] [-fresh] [-by-certificate] URL
+      ask at a steady rate, print who answered how often
   probe cat FILE                                          print a file
 `
 
@@ -34,7 +36,7 @@ func main() {
 		os.Exit(2)
 	}
 	commands := map[string]func([]string) error{
-		"serve": serve, "get": get, "send": send, "lookup": lookup, "load": load, "cat": cat,
+		"serve": serve, "get": get, "send": send, "lookup": lookup, "load": load, "cat": cat, "call": call,
 	}
 	command, known := commands[os.Args[1]]
 	if !known {
@@ -76,11 +78,20 @@ func serve(arguments []string) error {
 	handler := func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20))
 		log.Printf("%s %s from %s", r.Method, r.URL, r.RemoteAddr)
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(Seen{
+		seen := Seen{
 			Name: name, Host: r.Host, Method: r.Method, Path: r.URL.String(), Proto: r.Proto, Peer: r.RemoteAddr,
 			Headers: r.Header, Body: string(body),
-		})
+		}
+		if r.Header.Get("Content-Type") == "application/grpc" {
+			text, _ := json.Marshal(seen)
+			w.Header().Set("Content-Type", "application/grpc")
+			w.Header().Set("Trailer", "Grpc-Status")
+			_, _ = w.Write(frame(text))
+			w.Header().Set("Grpc-Status", "0")
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(seen)
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -131,11 +142,17 @@ func get(arguments []string) error {
 		headers.Add(name, strings.TrimSpace(value))
 		return nil
 	})
+	way := way{fresh: true}
+	way.flags(flags)
 	_ = flags.Parse(arguments)
 	if flags.NArg() != 1 {
 		return fmt.Errorf("one URL is wanted")
 	}
-	client := &http.Client{Timeout: *timeout, Transport: &http.Transport{DisableKeepAlives: true}}
+	transport, err := way.transport()
+	if err != nil {
+		return err
+	}
+	client := &http.Client{Timeout: *timeout, Transport: transport}
 	for range *count {
 		request, err := http.NewRequest(http.MethodGet, flags.Arg(0), nil)
 		if err != nil {
