@@ -40,7 +40,8 @@ pub(super) fn answer(review: &Review, index: &Index, webhook: &Webhook) -> Answe
     // The webhook's selectors have looked at the namespace; one that is not known yet was made a moment ago.
     let labels: Option<&Labels> = index.namespace_labels(namespace);
     let owner = owner(before);
-    match pod::inject(&mut pod, Place { namespace, namespace_labels: labels, owner: &owner }, &settings) {
+    let place = Place { namespace, namespace_labels: labels, owner: &owner, selected: true };
+    match pod::inject(&mut pod, place, &settings) {
         Ok(Outcome::Injected(remarks)) => {
             let after = match serde_json::to_value(&pod) {
                 Ok(after) => after,
