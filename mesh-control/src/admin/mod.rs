@@ -4,6 +4,7 @@
 
 mod access;
 mod debug;
+mod facts;
 mod process;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -90,6 +91,8 @@ pub fn router<G: Generator>(admin: Arc<Admin<G>>) -> Router {
         .route("/debug/config_dump", get(debug::config_dump::<G>))
         .route("/debug/configz", get(debug::configz::<G>))
         .route("/debug/findings", get(debug::findings::<G>))
+        .route("/debug/workloadz", get(facts::workload::<G>))
+        .route("/debug/servicez", get(facts::service::<G>))
         .layer(middleware::from_fn_with_state(admin.clone(), access::guard::<G>));
     Router::new()
         .route("/metrics", get(metrics::<G>))

@@ -194,7 +194,8 @@ impl Input<'_> {
         });
         let mut pod: Node = serde_json::from_value(pod).map_err(|e| e.to_string())?;
         let owner = Owner { api_version: "apps/v1".to_owned(), kind: "Deployment".to_owned(), name: name.to_owned() };
-        let place = Place { namespace: &self.gateway.object.key.namespace, namespace_labels: None, owner: &owner };
+        let namespace = &self.gateway.object.key.namespace;
+        let place = Place { namespace, namespace_labels: None, owner: &owner, selected: true };
         pod::gateway(&mut pod, place, self.settings)
             .map_err(|e| format!("the pod cannot be made: {}: {}", e.field, e.message))?;
         Ok(pod)

@@ -121,15 +121,26 @@ impl Index {
         out
     }
 
+    /// The PeerAuthentications that say so: the mesh's, the namespace's and the workload's, as far as each is there.
+    pub fn peer_authn_policies(&self, namespace: &str, labels: &Labels) -> Vec<&Arc<Object>> {
+        let root = self.mesh().root_namespace();
+        let own = if namespace == root { None } else { self.namespace_peer_authn(namespace) };
+        let selected = || self.selected(Kind::PeerAuthentication, namespace, labels).into_iter();
+        let workload = if namespace == root { None } else { selected().find(|o| selector(o).is_some()) };
+        [self.namespace_peer_authn(root), own, workload].into_iter().flatten().collect()
+    }
+
+    /// The oldest of a namespace that selects everything there.
+    fn namespace_peer_authn(&self, namespace: &str) -> Option<&Arc<Object>> {
+        let policies = self.objects_in(Kind::PeerAuthentication, namespace).filter(|o| selector(o).is_none());
+        policies.min_by(|a, b| a.age_order().cmp(&b.age_order()))
+    }
+
     /// The mode of a namespace as a whole: its own policy's, else the mesh's; `None` when there is neither.
     pub fn namespace_mtls(&self, namespace: &str) -> Option<Mtls> {
-        let level = |namespace: &str| {
-            let policies = self.objects_in(Kind::PeerAuthentication, namespace).filter(|o| selector(o).is_none());
-            let oldest = policies.min_by(|a, b| a.age_order().cmp(&b.age_order()))?;
-            match &oldest.spec {
-                Spec::PeerAuthentication(p) => p.mtls.as_ref().and_then(|m| Mtls::of(m.mode)),
-                _ => None,
-            }
+        let level = |namespace: &str| match &self.namespace_peer_authn(namespace)?.spec {
+            Spec::PeerAuthentication(p) => p.mtls.as_ref().and_then(|m| Mtls::of(m.mode)),
+            _ => None,
         };
         let root = self.mesh().root_namespace();
         let own = if namespace == root { None } else { level(namespace) };

@@ -27,6 +27,9 @@ pub struct Facts<'a> {
     pub annotations: &'a Labels,
     /// Whether the pod uses its node's network.
     pub host_network: bool,
+    /// A webhook's selectors have chosen this control plane, by its revision or by a tag that stands for it. Which tags
+    /// there are nobody else knows, so what they chose is not for us to doubt.
+    pub selected: bool,
 }
 
 /// Why a pod is not injected.
@@ -98,7 +101,9 @@ pub fn decide(facts: &Facts<'_>, values: &Values) -> Result<(), Reason> {
 fn by_namespace(facts: &Facts<'_>, values: &Values, pod_says_yes: bool) -> Result<(), Reason> {
     let Some(labels) = facts.namespace_labels else { return Ok(()) };
     let revision = values.revision();
-    let right = |asked: &str| if asked == revision { Ok(()) } else { Err(Reason::OtherRevision(asked.to_owned())) };
+    let right = |asked: &str| {
+        if facts.selected || asked == revision { Ok(()) } else { Err(Reason::OtherRevision(asked.to_owned())) }
+    };
     // The older label of the namespace wins over its revision.
     match (labels.get(INJECTION).map(String::as_str), labels.get(REVISION)) {
         (Some("enabled"), _) => right("default"),
@@ -175,6 +180,7 @@ mod tests {
                 labels: &pod_labels,
                 annotations: &annotations,
                 host_network: false,
+                selected: false,
             };
             assert_eq!(decide(&facts, &values()), wanted, "namespace {namespace:?}, pod {pod:?}, {annotations:?}");
             let system = Facts { namespace: "kube-system", ..facts };
@@ -194,10 +200,15 @@ mod tests {
             labels,
             annotations: &none,
             host_network: false,
+            selected: false,
         };
         assert_eq!(decide(&facts(&on, &none), &blue), Err(Reason::OtherRevision("default".to_owned())));
         assert_eq!(decide(&facts(&rev, &none), &blue), Ok(()));
         assert_eq!(decide(&facts(&none, &rev), &blue), Ok(()));
         assert_eq!(decide(&facts(&rev, &none), &values()), Err(Reason::OtherRevision("blue".to_owned())));
+        // `blue` may be a tag of the revision `default`: the webhook's selectors know.
+        assert_eq!(decide(&Facts { selected: true, ..facts(&rev, &none) }, &values()), Ok(()));
+        let nothing = Facts { selected: true, ..facts(&none, &none) };
+        assert_eq!(decide(&nothing, &values()), Err(Reason::NothingSaysYes));
     }
 }

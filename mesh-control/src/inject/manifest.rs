@@ -140,7 +140,7 @@ pub fn inject(file: File<'_>, settings: &Settings, namespaces: &[(String, Labels
     rewrite(file, |pod, head| {
         let owner = Owner { api_version: head.api_version.clone(), kind: head.kind.clone(), name: head.name.clone() };
         let namespace_labels = namespaces.iter().find(|(name, _)| *name == head.namespace).map(|(_, labels)| labels);
-        let place = Place { namespace: &head.namespace, namespace_labels, owner: &owner };
+        let place = Place { namespace: &head.namespace, namespace_labels, owner: &owner, selected: false };
         Ok(match pod::inject(pod, place, settings)? {
             Outcome::Injected(remarks) => {
                 let of = |r: super::annotations::Remark| (format!("metadata.annotations.{}", r.name), r.message);

@@ -28,6 +28,8 @@ pub struct Place<'a> {
     pub namespace_labels: Option<&'a Labels>,
     /// What the pod belongs to.
     pub owner: &'a Owner,
+    /// A webhook's selectors have chosen this control plane.
+    pub selected: bool,
 }
 
 /// What became of a pod.
@@ -69,6 +71,7 @@ pub fn inject(pod: &mut Node, place: Place<'_>, settings: &Settings) -> Result<O
         labels: &all.labels,
         annotations: &all.annotations,
         host_network: pod.at(&["spec", "hostNetwork"]).and_then(Node::as_bool).unwrap_or(false),
+        selected: place.selected,
     };
     if let Err(reason) = decide(&facts, &settings.values) {
         return Ok(Outcome::Skipped(reason));

@@ -39,7 +39,8 @@ pub(super) fn answer(review: &Review, index: &Index, webhook: &Webhook) -> Answe
     }
     let owner = owner(before);
     // Labels of the namespace were judged by the selectors of the webhook, which may be a tag's: only they know its name.
-    match pod::inject(&mut pod, Place { namespace, namespace_labels: None, owner: &owner }, &settings) {
+    let place = Place { namespace, namespace_labels: None, owner: &owner, selected: true };
+    match pod::inject(&mut pod, place, &settings) {
         Ok(Outcome::Injected(remarks)) => {
             let after = match serde_json::to_value(&pod) {
                 Ok(after) => after,

@@ -159,7 +159,7 @@ fn filters(policies: &[Entry], domains: &TrustDomains, side: Side) -> Vec<RbacFi
 }
 
 /// Whether a policy is only to be tried.
-fn is_dry(object: &Object) -> bool {
+pub fn is_dry(object: &Object) -> bool {
     let word = object.meta.annotations.get(DRY_RUN).map(String::as_str);
     matches!(word, Some("1" | "t" | "T" | "true" | "TRUE" | "True"))
 }
