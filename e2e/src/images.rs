@@ -23,6 +23,8 @@ pub const PROXY: &str = "localhost/mesh/proxy:dev";
 pub const APPS: &str = "localhost/mesh/apps:dev";
 /// Both ends of a check: `probe serve|get|send|lookup|cat`.
 pub const PROBE: &str = "localhost/mesh/probe:1";
+/// Stock Envoy, as its judges' package has it.
+pub const ENVOY: &str = "localhost/mesh/envoy:stock";
 /// Holds the namespaces of pods.
 pub const PAUSE: &str = "localhost/mesh/pause:1";
 
@@ -62,6 +64,24 @@ pub fn pause(programs: &Programs) -> Result<PathBuf> {
     let mut image = Image::new(PAUSE, "/usr/local/bin/pause", "65535:65535");
     program(&mut image, &programs.own("pause"))?;
     archived(&image).map(|a| a.file)
+}
+
+/// The archive of stock Envoy, which few scenarios need. `python` has its package.
+///
+/// # Errors
+/// When it cannot be made, or the package is not there.
+pub fn envoy(python: &Path) -> Result<Archive> {
+    let find = "import envoy_binary; print(envoy_binary.path())";
+    let found = Command::new(python).args(["-B", "-c", find]).current_dir(crate::python::folder("behaviour")).output();
+    let found = found.context("cannot run Python")?;
+    if !found.status.success() {
+        bail!("no Envoy: {}", String::from_utf8_lossy(&found.stderr).trim());
+    }
+    let path = String::from_utf8(found.stdout).context("the path of Envoy")?;
+    let mut image = Image::new(ENVOY, "/usr/local/bin/envoy", PROXY_USER);
+    base(&mut image);
+    program(&mut image, &stripped(Path::new(path.trim()))?)?;
+    archived(&image)
 }
 
 fn control(binaries: &Path) -> Result<Image> {

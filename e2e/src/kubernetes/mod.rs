@@ -45,6 +45,11 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "mesh-workloads", run: |context| Box::pin(mesh::workloads::run(context)) },
     Scenario { name: "mesh-gateway-api", run: |context| Box::pin(mesh::gateway_api::run(context)) },
     Scenario { name: "mesh-control-plane", run: |context| Box::pin(mesh::control_plane::run(context)) },
+    Scenario { name: "mesh-gateways", run: |context| Box::pin(mesh::gateways::run(context)) },
+    Scenario { name: "mesh-bookstore", run: |context| Box::pin(mesh::bookstore::run(context)) },
+    Scenario { name: "mesh-protocols", run: |context| Box::pin(mesh::protocols::run(context)) },
+    Scenario { name: "mesh-envoy", run: |context| Box::pin(mesh::envoy_sidecar::run(context)) },
+    Scenario { name: "mesh-faults", run: |context| Box::pin(mesh::faults::run(context)) },
     Scenario { name: "two-clusters", run: |context| Box::pin(machinery::two(context)) },
 ];
 

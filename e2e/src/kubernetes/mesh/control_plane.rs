@@ -5,11 +5,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::super::{Context, eventually};
-use super::{PATIENCE, REACHES, ROOT, Tally, Workload, get, joined, load, service};
+use super::{PATIENCE, ROOT, Workload, answers, by_job, get, joined, load_while, service, start};
 
 pub(in super::super) async fn run(context: &Context<'_>) -> Result<()> {
     joined(context).await?;
-    context.check("a client and a server get ready", start(context)).await?;
+    context.check("a client and a server get ready", begin(context)).await?;
     let _ = context.check("the control plane is killed: no request fails", killed(context)).await;
     let _ = context.check("two replicas are rolled: no request fails", rolled(context)).await;
     let _ = context.check("while it is away requests go on, and a new pod waits", away(context)).await;
@@ -19,19 +19,9 @@ pub(in super::super) async fn run(context: &Context<'_>) -> Result<()> {
     context.check("roots come back where they were deleted", roots(context)).await
 }
 
-async fn start(context: &Context<'_>) -> Result<()> {
-    let all = [Workload::new("client"), Workload::new("server")];
-    let manifests: String = all.iter().map(Workload::manifest).collect();
-    context.apply(&format!("{manifests}{}", service("server"))).await?;
-    for workload in all {
-        context.rolled_out(workload.name, PATIENCE).await?;
-    }
-    eventually(REACHES, async || {
-        let (status, body) = get(context, "client", &["http://server/"]).await?;
-        ensure!(status == 200, "{status} {body}");
-        Ok(())
-    })
-    .await
+async fn begin(context: &Context<'_>) -> Result<()> {
+    start(context, &[Workload::new("client"), Workload::new("server")], &service("server")).await?;
+    answers(context, "client", &["http://server/"], 200).await.map(drop)
 }
 
 async fn istiod(context: &Context<'_>, args: &[&str]) -> Result<String> {
@@ -44,9 +34,7 @@ async fn is_ready(context: &Context<'_>) -> Result<()> {
 
 async fn while_asking(context: &Context<'_>, seconds: &str, happens: impl Future<Output = Result<()>>) -> Result<()> {
     let words = ["-rate", "25", "-clients", "2", "-duration", seconds, "http://server/"];
-    let (tally, happened) = tokio::join!(load(context, "client", &words), happens);
-    happened?;
-    tally?.none_failed()
+    load_while(context, "client", &words, happens).await?.none_failed()
 }
 
 async fn killed(context: &Context<'_>) -> Result<()> {
@@ -102,31 +90,15 @@ async fn while_away(context: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Asks for a while, whatever happens.
-const ASKER: &str = "
-apiVersion: batch/v1
-kind: Job
-metadata: {name: asker}
-spec:
-  backoffLimit: 0
-  template:
-    metadata: {labels: {app: asker}}
-    spec:
-      restartPolicy: Never
-      containers:
-      - {name: app, image: 'localhost/mesh/probe:1', args: [load, -rate, '25', -duration, 12s, 'http://server/']}
-";
-
 async fn api_server(context: &Context<'_>) -> Result<()> {
     let kill = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" != kube-apiserver ] || kill -9 ${p#/proc/}; done";
-    // Not by `exec`, which leads through the API server.
-    context.apply(ASKER).await?;
-    context.kubectl(&["wait", "--for=condition=ready", "pod", "-l", "app=asker", "--timeout=90s"]).await?;
-    context.cluster().node_exec(&["sh", "-c", kill]).await?;
-    eventually(Duration::from_secs(60), async || context.cluster().kubectl(&["get", "--raw", "/readyz"]).await).await?;
-    context.kubectl(&["wait", "--for=condition=complete", "job/asker", "--timeout=90s"]).await?;
-    let said = context.kubectl(&["logs", "job/asker", "-c", "app"]).await?;
-    serde_json::from_str::<Tally>(said.trim()).with_context(|| format!("no tally in {said:?}"))?.none_failed()?;
+    let tally = by_job(context, "asker", "12s", "http://server/", async {
+        context.cluster().node_exec(&["sh", "-c", kill]).await?;
+        eventually(Duration::from_secs(60), async || context.cluster().kubectl(&["get", "--raw", "/readyz"]).await)
+            .await
+            .map(drop)
+    });
+    tally.await?.none_failed()?;
     // That it was started again is told once, and was meant.
     let _ = context.cluster().health();
     let fault = "
@@ -143,12 +115,7 @@ spec: {hosts: [server], http: [{fault: {abort: {httpStatus: 418, percentage: {va
     })
     .await?;
     context.kubectl(&["delete", "virtualservice", "server"]).await?;
-    eventually(REACHES, async || {
-        let (status, body) = get(context, "client", &["http://server/"]).await?;
-        ensure!(status == 200, "{status} {body}");
-        Ok(())
-    })
-    .await
+    answers(context, "client", &["http://server/"], 200).await.map(drop)
 }
 
 async fn roots(context: &Context<'_>) -> Result<()> {

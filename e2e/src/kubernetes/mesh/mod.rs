@@ -3,8 +3,14 @@
 //! Owns the installation and what scenarios of the mesh share: workloads of the probe, who asks whom. What must hold is
 //! the scenarios'.
 
+pub(super) mod bookstore;
+mod certificates;
 pub(super) mod control_plane;
+pub(super) mod envoy_sidecar;
+pub(super) mod faults;
 pub(super) mod gateway_api;
+pub(super) mod gateways;
+pub(super) mod protocols;
 pub(super) mod rollout;
 pub(super) mod traffic;
 pub(super) mod wire;
@@ -15,9 +21,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::process::Command;
 
-use super::Context;
+use super::{Context, eventually};
 
 /// Namespace of the control plane.
 pub(super) const ROOT: &str = "istio-system";
@@ -26,21 +33,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(90);
 /// How long a change may take to reach all proxies.
 pub(super) const REACHES: Duration = Duration::from_secs(10);
 
-/// What is said of the installation.
-const SETTINGS: &[&str] = &[
-    "--set",
-    "profile=minimal",
-    "--set",
-    "hub=localhost/mesh",
-    "--set",
-    "tag=dev",
-    "--set",
-    "values.pilot.autoscaleEnabled=false",
-    "--set",
-    "values.global.proxy.resources.requests.cpu=10m",
-    "--set",
-    "values.pilot.resources.requests.cpu=10m",
-];
+/// What is said of the installation: everything there is, with access logs.
+const SETTINGS: &[&str] = &["--set", "profile=demo", "--set", "hub=localhost/mesh", "--set", "tag=dev"];
 
 /// Runs `meshctl` on the cluster; what it printed.
 pub(super) async fn meshctl(context: &Context<'_>, args: &[&str]) -> Result<String> {
@@ -86,16 +80,35 @@ pub(super) struct Workload<'a> {
     /// Annotations and labels of its pods, as YAML of their maps.
     pub(super) annotations: &'a str,
     pub(super) labels: &'a str,
+    /// More words of the server, as YAML of their list.
+    pub(super) words: &'a str,
+    /// Where it listens for HTTP.
+    pub(super) port: u16,
+    /// Secret whose files lie in `/tls`, if any.
+    pub(super) secret: Option<&'a str>,
 }
 
 impl<'a> Workload<'a> {
     pub(super) const fn new(name: &'a str) -> Self {
-        Self { name, app: name, version: "v1", replicas: 1, annotations: "", labels: "" }
+        let (version, annotations, labels, words) = ("v1", "", "", "");
+        Self { name, app: name, version, replicas: 1, annotations, labels, words, port: 8080, secret: None }
+    }
+
+    /// One that is not injected.
+    pub(super) const fn plain(name: &'a str) -> Self {
+        Self { labels: ", sidecar.istio.io/inject: 'false'", ..Self::new(name) }
     }
 
     /// Account and Deployment.
     pub(super) fn manifest(&self) -> String {
-        let Self { name, app, version, replicas, annotations, labels } = *self;
+        let Self { name, app, version, replicas, annotations, labels, words, port, secret } = *self;
+        let (mounts, volumes) = match secret {
+            Some(secret) => (
+                "[{name: tls, mountPath: /tls, readOnly: true}]".to_owned(),
+                format!("[{{name: tls, secret: {{secretName: {secret}}}}}]"),
+            ),
+            None => ("[]".to_owned(), "[]".to_owned()),
+        };
         format!(
             "
 apiVersion: v1
@@ -119,16 +132,28 @@ spec:
       containers:
       - name: app
         image: localhost/mesh/probe:1
-        args: [serve, -name, {name}, -tcp, ':9000']
-        ports: [{{containerPort: 8080}}, {{containerPort: 9000}}]
-        readinessProbe: {{httpGet: {{path: /ready, port: 8080}}, periodSeconds: 1}}
+        args: [serve, -name, {name}, -listen, ':{port}', -tcp, ':9000'{words}]
+        ports: [{{containerPort: {port}}}, {{containerPort: 9000}}]
+        readinessProbe: {{httpGet: {{path: /ready, port: {port}}}, periodSeconds: 1}}
         # A program that ends at once, before anybody can know, loses requests with or without a mesh.
         lifecycle: {{preStop: {{sleep: {{seconds: 2}}}}}}
         securityContext: {{readOnlyRootFilesystem: true, runAsNonRoot: true, allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}
+        volumeMounts: {mounts}
+      volumes: {volumes}
 ---
 "
         )
     }
+}
+
+/// Applies workloads and what is to be there with them; all are ready then.
+pub(super) async fn start(context: &Context<'_>, workloads: &[Workload<'_>], beside: &str) -> Result<()> {
+    let manifests: String = workloads.iter().map(Workload::manifest).collect();
+    context.apply(&format!("{manifests}{beside}")).await?;
+    for workload in workloads {
+        context.rolled_out(workload.name, PATIENCE).await?;
+    }
+    Ok(())
 }
 
 /// A Service for HTTP on 80 and server-first TCP on 9000.
@@ -157,6 +182,40 @@ pub(super) async fn get(context: &Context<'_>, from: &str, args: &[&str]) -> Res
     let answer = probe(context, from, &[&["get", "-timeout", "5s"], args].concat()).await?;
     let (status, body) = answer.trim().split_once(' ').unwrap_or((answer.trim(), ""));
     Ok((status.parse().with_context(|| format!("no status in {answer:?}"))?, body.to_owned()))
+}
+
+/// What a server saw of a GET that it answered with 200.
+pub(super) async fn seen(context: &Context<'_>, from: &str, args: &[&str]) -> Result<Value> {
+    let (status, body) = get(context, from, args).await?;
+    ensure!(status == 200, "{status} {body}");
+    serde_json::from_str(&body).with_context(|| format!("not of a probe: {body}"))
+}
+
+/// Waits until a GET is answered with a status; the body.
+pub(super) async fn answers(context: &Context<'_>, from: &str, args: &[&str], wanted: u16) -> Result<String> {
+    eventually(REACHES, async || {
+        let (status, body) = get(context, from, args).await?;
+        ensure!(status == wanted, "{status} {body}");
+        Ok(body)
+    })
+    .await
+}
+
+/// The only pod with a label, in a namespace.
+pub(super) async fn pod(context: &Context<'_>, namespace: &str, label: &str) -> Result<Value> {
+    let pods = context.cluster().json(&["-n", namespace, "get", "pods", "-l", label]).await?;
+    let all = pods["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    // One that is on its way out is of the past.
+    let mut there = all.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    let pod = there.next().with_context(|| format!("no pod {label} in {namespace}"))?;
+    ensure!(there.next().is_none(), "several pods {label} in {namespace}");
+    Ok(pod.clone())
+}
+
+/// Address of the only pod with a label.
+pub(super) async fn address(context: &Context<'_>, namespace: &str, label: &str) -> Result<String> {
+    let pod = pod(context, namespace, label).await?;
+    pod["status"]["podIP"].as_str().map(str::to_owned).with_context(|| format!("the pod {label} has no address"))
 }
 
 /// What came of a load.
@@ -189,4 +248,48 @@ impl Tally {
 pub(super) async fn load(context: &Context<'_>, from: &str, args: &[&str]) -> Result<Tally> {
     let text = probe(context, from, &[&["load"], args].concat()).await?;
     serde_json::from_str(text.trim()).with_context(|| format!("no tally in {text:?}"))
+}
+
+/// Asks at a steady rate from a workload while something happens.
+pub(super) async fn load_while(
+    context: &Context<'_>,
+    from: &str,
+    args: &[&str],
+    happens: impl Future<Output = Result<()>>,
+) -> Result<Tally> {
+    let (tally, happened) = tokio::join!(load(context, from, args), happens);
+    happened?;
+    tally
+}
+
+/// The same by a Job, which goes on when `exec` would not: that leads through the API server.
+pub(super) async fn by_job(
+    context: &Context<'_>,
+    name: &str,
+    duration: &str,
+    url: &str,
+    happens: impl Future<Output = Result<()>>,
+) -> Result<Tally> {
+    let manifest = format!(
+        "
+apiVersion: batch/v1
+kind: Job
+metadata: {{name: {name}}}
+spec:
+  backoffLimit: 0
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      restartPolicy: Never
+      containers:
+      - {{name: app, image: 'localhost/mesh/probe:1', args: [load, -rate, '25', -duration, {duration}, '{url}']}}
+"
+    );
+    context.apply(&manifest).await?;
+    let (pods, job) = (format!("app={name}"), format!("job/{name}"));
+    context.kubectl(&["wait", "--for=condition=ready", "pod", "-l", &pods, "--timeout=90s"]).await?;
+    happens.await?;
+    context.kubectl(&["wait", "--for=condition=complete", &job, "--timeout=90s"]).await?;
+    let said = context.kubectl(&["logs", &job, "-c", "app"]).await?;
+    serde_json::from_str(said.trim()).with_context(|| format!("no tally in {said:?}"))
 }

@@ -6,11 +6,11 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::super::{Context, eventually};
-use super::{PATIENCE, REACHES, Tally, Workload, get, joined, load, service};
+use super::{PATIENCE, REACHES, Tally, Workload, get, joined, load, load_while, service, start};
 
 pub(in super::super) async fn run(context: &Context<'_>) -> Result<()> {
     joined(context).await?;
-    context.check("two versions and a client get ready", start(context)).await?;
+    context.check("two versions and a client get ready", begin(context)).await?;
     let _ = context.check("a canary goes 100, 90/10, 50/50, 0/100 under load", canary(context)).await;
     let _ = context.check("a cohort by header", cohort(context)).await;
     let _ = context.check("a dark launch by mirror", mirror(context)).await;
@@ -20,11 +20,10 @@ pub(in super::super) async fn run(context: &Context<'_>) -> Result<()> {
     context.check("a pod that is killed takes only its own requests along", killed(context)).await
 }
 
-async fn start(context: &Context<'_>) -> Result<()> {
+async fn begin(context: &Context<'_>) -> Result<()> {
     let v1 = Workload { app: "web", ..Workload::new("web-v1") };
     let v2 = Workload { app: "web", version: "v2", ..Workload::new("web-v2") };
     let client = Workload::new("client");
-    let manifests: String = [v1, v2, client].iter().map(Workload::manifest).collect();
     let rule = "
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -34,11 +33,7 @@ spec:
   subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
 ---
 ";
-    context.apply(&format!("{manifests}{}{rule}{}", service("web"), routes(100))).await?;
-    for name in ["web-v1", "web-v2", "client"] {
-        context.rolled_out(name, PATIENCE).await?;
-    }
-    Ok(())
+    start(context, &[v1, v2, client], &format!("{}{rule}{}", service("web"), routes(100))).await
 }
 
 /// So much of the first version, in percent.
@@ -72,15 +67,14 @@ async fn canary(context: &Context<'_>) -> Result<()> {
     }
     // And while it changes.
     let words = ["-rate", "50", "-clients", "2", "-duration", "6s", "http://web/"];
-    let (tally, changed) = tokio::join!(load(context, "client", &words), async {
+    let tally = load_while(context, "client", &words, async {
         for first in [100, 90, 50, 0] {
             context.apply(&routes(first)).await?;
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        Ok::<_, anyhow::Error>(())
+        Ok(())
     });
-    changed?;
-    tally?.none_failed()
+    tally.await?.none_failed()
 }
 
 async fn cohort(context: &Context<'_>) -> Result<()> {
@@ -145,9 +139,7 @@ async fn under_load(
     meanwhile: impl Future<Output = Result<()>>,
 ) -> Result<Tally> {
     let words = ["-rate", "25", "-clients", "4", "-duration", seconds, "http://web/"];
-    let (tally, happened) = tokio::join!(load(context, "client", &words), meanwhile);
-    happened?;
-    tally
+    load_while(context, "client", &words, meanwhile).await
 }
 
 async fn rolling_update(context: &Context<'_>) -> Result<()> {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use super::super::{Context, eventually};
-use super::{PATIENCE, REACHES, Workload, get, install, joined, probe, service, wire};
+use super::{REACHES, Workload, address, get, install, joined, pod, probe, seen, service, start, wire};
 
 pub(in super::super) async fn run(context: &Context<'_>) -> Result<()> {
     context.check("meshctl installs the mesh", joined(context)).await?;
@@ -39,37 +39,25 @@ async fn again(context: &Context<'_>) -> Result<()> {
 }
 
 async fn pods(context: &Context<'_>) -> Result<()> {
-    let plain = Workload { labels: ", sidecar.istio.io/inject: 'false'", ..Workload::new("plain") };
-    let all = [Workload::new("client"), Workload::new("server"), plain];
-    let manifests: String = all.iter().map(Workload::manifest).collect();
-    context.apply(&format!("{manifests}{}{}", service("server"), service("client"))).await?;
-    for workload in all {
-        context.rolled_out(workload.name, PATIENCE).await?;
-    }
-    let pods = context.json(&["get", "pods", "-l", "app=server"]).await?;
-    let spec = &pods["items"][0]["spec"];
+    let all = [Workload::new("client"), Workload::new("server"), Workload::plain("plain")];
+    start(context, &all, &format!("{}{}", service("server"), service("client"))).await?;
+    let server = pod(context, &context.namespace, "app=server").await?;
+    let spec = &server["spec"];
     let names = |field: &str| -> Vec<String> {
         let all = spec[field].as_array().cloned().unwrap_or_default();
         all.iter().filter_map(|c| c["name"].as_str().map(str::to_owned)).collect()
     };
     let all = [names("initContainers"), names("containers")].concat();
     ensure!(all.iter().any(|n| n == "istio-proxy"), "containers are {all:?}");
-    let pods = context.json(&["get", "pods", "-l", "app=plain"]).await?;
-    ensure!(!pods.to_string().contains("istio-proxy"), "a pod that says no has a proxy");
+    let plain = pod(context, &context.namespace, "app=plain").await?;
+    ensure!(!plain.to_string().contains("istio-proxy"), "a pod that says no has a proxy");
     Ok(())
-}
-
-/// What the server saw of a request.
-async fn seen(context: &Context<'_>, from: &str, url: &str) -> Result<Value> {
-    let (status, body) = get(context, from, &[url]).await?;
-    ensure!(status == 200, "{status} {body}");
-    Ok(serde_json::from_str(&body)?)
 }
 
 async fn identity(context: &Context<'_>) -> Result<()> {
     let expected = format!("spiffe://cluster.local/ns/{}/sa/client", context.namespace);
     eventually(REACHES, async || {
-        let seen = seen(context, "client", "http://server/hello").await?;
+        let seen = seen(context, "client", &["http://server/hello"]).await?;
         let certificate = seen["headers"]["X-Forwarded-Client-Cert"].to_string();
         ensure!(certificate.contains(&expected), "{seen}");
         ensure!(seen["headers"].get("X-Request-Id").is_some(), "no request id: {seen}");
@@ -79,13 +67,12 @@ async fn identity(context: &Context<'_>) -> Result<()> {
 }
 
 async fn own_address(context: &Context<'_>) -> Result<()> {
-    let pods = context.json(&["get", "pods", "-l", "app=server"]).await?;
-    let ip = pods["items"][0]["status"]["podIP"].as_str().context("no address")?.to_owned();
-    let by_address = seen(context, "client", &format!("http://{ip}:8080/")).await?;
+    let ip = address(context, &context.namespace, "app=server").await?;
+    let by_address = seen(context, "client", &[&format!("http://{ip}:8080/")]).await?;
     ensure!(by_address["name"] == "server", "{by_address}");
-    let itself = seen(context, "server", &format!("http://{ip}:8080/")).await?;
+    let itself = seen(context, "server", &[&format!("http://{ip}:8080/")]).await?;
     ensure!(itself["name"] == "server", "{itself}");
-    let by_service = seen(context, "server", "http://server/").await?;
+    let by_service = seen(context, "server", &["http://server/"]).await?;
     ensure!(by_service["name"] == "server", "{by_service}");
     Ok(())
 }
@@ -114,7 +101,7 @@ async fn encrypted(context: &Context<'_>) -> Result<()> {
 }
 
 async fn permissive(context: &Context<'_>) -> Result<()> {
-    let seen = seen(context, "plain", "http://server/").await?;
+    let seen = seen(context, "plain", &["http://server/"]).await?;
     ensure!(seen["headers"].get("X-Forwarded-Client-Cert").is_none(), "{seen}");
     Ok(())
 }
@@ -137,7 +124,7 @@ async fn refuses_plain(context: &Context<'_>, target: &str) -> Result<()> {
 async fn strict(context: &Context<'_>) -> Result<()> {
     context.apply(STRICT).await?;
     eventually(REACHES, async || refuses_plain(context, "http://server/").await).await?;
-    seen(context, "client", "http://server/").await.map(drop)
+    seen(context, "client", &["http://server/"]).await.map(drop)
 }
 
 async fn port_level(context: &Context<'_>) -> Result<()> {
@@ -161,7 +148,7 @@ spec:
     })
     .await?;
     refuses_plain(context, "http://server/").await?;
-    seen(context, "client", "http://server/").await?;
+    seen(context, "client", &["http://server/"]).await?;
     let said = probe(context, "client", &["send", "server:9000", "hello"]).await?;
     ensure!(said.contains("server hello"), "{said:?}");
     context.kubectl(&["delete", "peerauthentication", "--all"]).await.map(drop)
@@ -188,9 +175,9 @@ spec:
         Ok(())
     })
     .await?;
-    seen(context, "plain", "http://server/").await?;
+    seen(context, "plain", &["http://server/"]).await?;
     context.kubectl(&["delete", "authorizationpolicy", "no-client"]).await?;
-    eventually(REACHES, async || seen(context, "client", "http://server/").await).await.map(drop)
+    eventually(REACHES, async || seen(context, "client", &["http://server/"]).await).await.map(drop)
 }
 
 async fn refused(context: &Context<'_>) -> Result<()> {

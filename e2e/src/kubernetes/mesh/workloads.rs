@@ -6,27 +6,18 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 
 use super::super::{Context, eventually};
-use super::{PATIENCE, Workload, get, joined, service};
+use super::{PATIENCE, Workload, get, joined, pod, service, start};
 
 pub(in super::super) async fn run(context: &Context<'_>) -> Result<()> {
     joined(context).await?;
-    context.check("a client and a server get ready", start(context)).await?;
+    let both = [Workload::new("client"), Workload::new("server")];
+    context.check("a client and a server get ready", start(context, &both, &service("server"))).await?;
     let _ = context.check("a job asks through its proxy and ends", job(context)).await;
     let _ = context.check("an init container has the network", init_container(context)).await;
     let _ = context.check("probes of all kinds reach the application under STRICT", probes(context)).await;
     let _ = context.check("pods of a StatefulSet are reached by their names", stateful_set(context)).await;
     let _ = context.check("a name that stands for another", external_name(context)).await;
     context.check("a large body goes through", large_body(context)).await
-}
-
-async fn start(context: &Context<'_>) -> Result<()> {
-    let all = [Workload::new("client"), Workload::new("server")];
-    let manifests: String = all.iter().map(Workload::manifest).collect();
-    context.apply(&format!("{manifests}{}", service("server"))).await?;
-    for workload in all {
-        context.rolled_out(workload.name, PATIENCE).await?;
-    }
-    Ok(())
 }
 
 async fn job(context: &Context<'_>) -> Result<()> {
@@ -75,62 +66,75 @@ spec:
     Ok(())
 }
 
-async fn probes(context: &Context<'_>) -> Result<()> {
-    context
-        .apply(
-            "
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {name: default}
-spec: {mtls: {mode: STRICT}}
+/// A Deployment with probes of its own, as lines of a container.
+fn probed(name: &str, probes: &[&str]) -> String {
+    let probes = probes.join("\n        ");
+    format!(
+        "
 ---
 apiVersion: apps/v1
 kind: Deployment
-metadata: {name: probed}
+metadata: {{name: {name}}}
 spec:
-  selector: {matchLabels: {app: probed}}
+  selector: {{matchLabels: {{app: {name}}}}}
   template:
-    metadata: {labels: {app: probed}}
+    metadata: {{labels: {{app: {name}}}}}
     spec:
       terminationGracePeriodSeconds: 2
       containers:
       - name: app
         image: localhost/mesh/probe:1
         args: [serve, -tcp, ':9000']
-        ports: [{name: web, containerPort: 8080}, {containerPort: 9000}]
-        startupProbe: {httpGet: {path: /started, port: web}, periodSeconds: 1, failureThreshold: 60}
-        readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}
-        livenessProbe: {exec: {command: [probe, get, 'http://127.0.0.1:8080/alive']}, periodSeconds: 2}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: unwell}
-spec:
-  selector: {matchLabels: {app: unwell}}
-  template:
-    metadata: {labels: {app: unwell}}
-    spec:
-      terminationGracePeriodSeconds: 2
-      containers:
-      - name: app
-        image: localhost/mesh/probe:1
-        args: [serve]
-        readinessProbe: {tcpSocket: {port: 9999}, periodSeconds: 1}
-",
-        )
-        .await?;
-    context.rolled_out("probed", PATIENCE).await?;
+        ports: [{{name: web, containerPort: 8080}}, {{containerPort: 9000}}]
+        {probes}
+"
+    )
+}
+
+async fn probes(context: &Context<'_>) -> Result<()> {
+    let strict = "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default}
+spec: {mtls: {mode: STRICT}}
+";
+    let first = probed(
+        "probed",
+        &[
+            "startupProbe: {httpGet: {path: /started, port: web}, periodSeconds: 1, failureThreshold: 60}",
+            "readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}",
+            "livenessProbe: {exec: {command: [probe, get, 'http://127.0.0.1:8080/alive']}, periodSeconds: 2}",
+        ],
+    );
+    let second = probed(
+        "asked",
+        &[
+            "startupProbe: {tcpSocket: {port: 9000}, periodSeconds: 1, failureThreshold: 60}",
+            "readinessProbe: {grpc: {port: 8080, service: ready}, periodSeconds: 1}",
+            "livenessProbe: {httpGet: {path: /alive, port: 8080, httpHeaders: [{name: x-a, value: b}]}, periodSeconds: 2}",
+        ],
+    );
+    let unwell = probed("unwell", &["readinessProbe: {tcpSocket: {port: 9999}, periodSeconds: 1}"]);
+    let deaf = probed("deaf", &["readinessProbe: {grpc: {port: 9000}, periodSeconds: 1}"]);
+    context.apply(&format!("{strict}{first}{second}{unwell}{deaf}")).await?;
+    for name in ["probed", "asked"] {
+        context.rolled_out(name, PATIENCE).await?;
+    }
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let pods = context.json(&["get", "pods", "-l", "app=probed"]).await?;
-    let statuses = &pods["items"][0]["status"]["containerStatuses"];
-    let restarts: i64 = statuses.as_array().into_iter().flatten().filter_map(|c| c["restartCount"].as_i64()).sum();
-    ensure!(restarts == 0, "{restarts} restarts");
-    // A probe that must fail does: nothing listens there, though the proxy would take the connection.
-    let pods = context.json(&["get", "pods", "-l", "app=unwell"]).await?;
-    let conditions = pods["items"][0]["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    let ready = conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
-    ensure!(!ready, "a pod is ready that does not listen on its port");
-    context.kubectl(&["delete", "deployment", "unwell"]).await.map(drop)
+    for name in ["probed", "asked"] {
+        let pod = pod(context, &context.namespace, &format!("app={name}")).await?;
+        let statuses = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+        let restarts: i64 = statuses.iter().filter_map(|c| c["restartCount"].as_i64()).sum();
+        ensure!(restarts == 0, "{restarts} restarts of {name}");
+    }
+    // A probe that must fail does: nothing listens there, or speaks no gRPC, though the proxy would take the connection.
+    for name in ["unwell", "deaf"] {
+        let pod = pod(context, &context.namespace, &format!("app={name}")).await?;
+        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let ready = conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
+        ensure!(!ready, "{name} is ready, and does not answer its probe");
+    }
+    context.kubectl(&["delete", "deployment", "unwell", "deaf"]).await.map(drop)
 }
 
 async fn stateful_set(context: &Context<'_>) -> Result<()> {

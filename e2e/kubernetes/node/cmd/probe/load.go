@@ -21,23 +21,22 @@ type Tally struct {
 	Errors map[string]int `json:"errors,omitempty"`
 }
 
-// load asks at a steady rate over connections that stay, and counts who answered.
-
+// load asks at a steady rate, and counts who answered.
 func load(arguments []string) error {
 	flags := flag.NewFlagSet("load", flag.ExitOnError)
 	rate := flags.Float64("rate", 25, "requests a second of each client")
 	clients := flags.Int("clients", 1, "clients, each with a connection of its own")
 	duration := flags.Duration("duration", 5*time.Second, "how long it goes on")
 	count := flags.Int("count", 0, "requests of each client, instead of a duration")
-	timeout := flags.Duration("timeout", 10*time.Second, "of each request")
+	fresh := flags.Bool("fresh", false, "a connection of its own for each request")
 	byCertificate := flags.Bool("by-certificate", false, "count by the name in the server's certificate")
-	var way way
-	way.flags(flags)
-	flags.BoolVar(&way.fresh, "fresh", false, "a connection of its own for each request")
-	_ = flags.Parse(arguments)
-	if flags.NArg() != 1 {
-		return errors.New("one URL is wanted")
+	var own Client
+	own.flags(flags, 10*time.Second)
+	given, err := words(flags, arguments, 1, "one URL is")
+	if err != nil {
+		return err
 	}
+	own.keep = !*fresh
 	tally := Tally{By: map[string]int{}, Errors: map[string]int{}}
 	var lock sync.Mutex
 	var all sync.WaitGroup
@@ -47,18 +46,17 @@ func load(arguments []string) error {
 	}
 	defer cancel()
 	for range *clients {
-		transport, err := way.transport()
+		client, err := own.http()
 		if err != nil {
 			return err
 		}
 		all.Add(1)
 		go func() {
 			defer all.Done()
-			client := &http.Client{Timeout: *timeout, Transport: transport}
 			tick := time.NewTicker(time.Duration(float64(time.Second) / *rate))
 			defer tick.Stop()
 			for done := 0; *count == 0 || done < *count; done++ {
-				who, err := ask(client, flags.Arg(0), *byCertificate)
+				who, err := ask(client, &own, given[0], *byCertificate)
 				lock.Lock()
 				tally.Sent++
 				if err != nil {
@@ -81,8 +79,12 @@ func load(arguments []string) error {
 }
 
 // ask returns the name by which the server calls itself, or its certificate does.
-func ask(client *http.Client, url string, byCertificate bool) (string, error) {
-	answer, err := client.Get(url)
+func ask(client *http.Client, own *Client, url string, byCertificate bool) (string, error) {
+	request, err := own.request(http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	answer, err := client.Do(request)
 	if err != nil {
 		return "", err
 	}
@@ -95,7 +97,10 @@ func ask(client *http.Client, url string, byCertificate bool) (string, error) {
 		return "", fmt.Errorf("%d %s", answer.StatusCode, body)
 	}
 	if byCertificate {
-		return certificate(answer), nil
+		if answer.TLS == nil || len(answer.TLS.PeerCertificates) == 0 {
+			return "", errors.New("the server showed no certificate")
+		}
+		return answer.TLS.PeerCertificates[0].Subject.CommonName, nil
 	}
 	var seen Seen
 	if err := json.Unmarshal(body, &seen); err != nil {
