@@ -5,6 +5,7 @@
 
 pub mod demo;
 mod images;
+mod install;
 mod machinery;
 mod mesh;
 mod reach;
@@ -40,6 +41,8 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "smoke", run: |context| Box::pin(smoke::run(context)) },
     Scenario { name: "images", run: |context| Box::pin(images::run(context)) },
     Scenario { name: "parts", run: |context| Box::pin(machinery::parts(context)) },
+    Scenario { name: "install-docs", run: |context| Box::pin(install::docs(context)) },
+    Scenario { name: "install-elsewhere", run: |context| Box::pin(install::elsewhere(context)) },
     Scenario { name: "mesh-traffic", run: |context| Box::pin(mesh::traffic::run(context)) },
     Scenario { name: "mesh-rollout", run: |context| Box::pin(mesh::rollout::run(context)) },
     Scenario { name: "mesh-workloads", run: |context| Box::pin(mesh::workloads::run(context)) },

@@ -51,6 +51,7 @@ pub static BASE: Chart = chart!(
     "base",
     [
         "templates/crds.yaml",
+        "templates/default.yaml",
         "files/crds/authorizationpolicies.security.istio.io.yaml",
         "files/crds/destinationrules.networking.istio.io.yaml",
         "files/crds/envoyfilters.networking.istio.io.yaml",
@@ -123,12 +124,11 @@ impl Release {
             return Err(of_chart(problem.to_string()));
         }
         let defaults: Value = mesh_api::yaml::from_str(chart.values).map_err(|e| of_chart(e.to_string()))?;
-        let mut values = self.values.clone();
-        template::merge(&mut values, &defaults);
+        let values = over_defaults(&self.values, defaults);
         let context = json!({
             "Values": values,
             "Release": {"Name": self.name, "Namespace": self.namespace, "Service": "meshctl"},
-            "Chart": {"Name": chart.name, "AppVersion": env!("CARGO_PKG_VERSION")},
+            "Chart": {"Name": chart.name, "Version": env!("CARGO_PKG_VERSION"), "AppVersion": env!("CARGO_PKG_VERSION")},
         });
         let mut templates = Templates::default();
         for (name, text) in chart.files.iter().filter(|(name, _)| name.starts_with("templates/")) {
@@ -143,6 +143,24 @@ impl Release {
             }
         }
         Ok(objects)
+    }
+}
+
+/// Values over those of a chart, as Helm puts them: map by map, and a null takes a default away.
+fn over_defaults(values: &Value, defaults: Value) -> Value {
+    match (values, defaults) {
+        (Value::Object(over), Value::Object(mut map)) => {
+            for (key, value) in over {
+                if value.is_null() {
+                    map.remove(key);
+                } else {
+                    let value = over_defaults(value, map.remove(key).unwrap_or_default());
+                    map.insert(key.clone(), value);
+                }
+            }
+            Value::Object(map)
+        }
+        (values, _) => values.clone(),
     }
 }
 

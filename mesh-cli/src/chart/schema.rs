@@ -97,6 +97,29 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    /// Of a word that `check` does not look at, Helm would.
+    #[test]
+    fn schemas_of_charts_use_no_other_words() {
+        fn words(schema: &Value, found: &mut std::collections::BTreeSet<String>) {
+            for (word, value) in schema.as_object().into_iter().flatten() {
+                found.insert(word.clone());
+                match (word.as_str(), value) {
+                    ("properties", Value::Object(fields)) => fields.values().for_each(|f| words(f, found)),
+                    ("additionalProperties" | "items", inner) => words(inner, found),
+                    _ => {}
+                }
+            }
+        }
+        let mut found = std::collections::BTreeSet::new();
+        for chart in [&crate::chart::BASE, &crate::chart::ISTIOD, &crate::chart::GATEWAY] {
+            words(&chart.schema().unwrap(), &mut found);
+        }
+        let known =
+            ["$schema", "additionalProperties", "description", "enum", "items", "properties", "required", "type"];
+        found.retain(|word| !known.contains(&word.as_str()));
+        assert!(found.is_empty(), "{found:?}");
+    }
+
     #[test]
     fn problems_have_places() {
         let schema = json!({"type": "object", "additionalProperties": false, "required": ["a"], "properties": {

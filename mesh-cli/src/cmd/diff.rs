@@ -2,12 +2,14 @@
 
 use std::process::ExitCode;
 
+use serde_json::Value;
+
 use super::manifest::{unparsable, wish};
 use crate::args::DiffArgs;
 use crate::exit::{self, Outcome};
 use crate::install::apply::{self, Action, content};
 use crate::install::cluster::{Cluster, block_on};
-use crate::install::render::components;
+use crate::install::render::{components, unwanted};
 use crate::output::print;
 
 /// Lines around a change.
@@ -20,13 +22,22 @@ pub fn run(args: &DiffArgs) -> Outcome {
     block_on(async {
         let cluster = Cluster::connect(&args.cluster).await?;
         let mut different = false;
-        for object in components.iter().flat_map(|c| &c.objects) {
-            let done = apply::object(&cluster, object, true).await?;
+        let mut all = Vec::new();
+        for component in components.into_iter().chain(unwanted(&wish)) {
+            for object in &component.objects {
+                all.push(apply::object(&cluster, object, true).await?);
+            }
+            all.extend(apply::prune(&cluster, &component, wish.revision(), true).await?);
+        }
+        for done in all {
             if matches!(done.action, Action::Same | Action::Kept) {
                 continue;
             }
             different = true;
-            let yaml = |value: &serde_json::Value| serde_saphyr::to_string(&content(value)).unwrap_or_default();
+            let yaml = |value: &Value| match value {
+                Value::Null => String::new(),
+                value => serde_saphyr::to_string(&content(value)).unwrap_or_default(),
+            };
             let before = done.before.as_ref().map(yaml).unwrap_or_default();
             print(&format!("--- {0}\n+++ {0}", done.title));
             print(unified(&before, &yaml(&done.after)).trim_end());

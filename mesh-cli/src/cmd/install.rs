@@ -13,7 +13,7 @@ use crate::exit::{self, Failure, Outcome};
 use crate::install::apply::{self, Action, Done};
 use crate::install::cluster::{Cluster, block_on, gvk};
 use crate::install::operator::Wish;
-use crate::install::render::{Component, components};
+use crate::install::render::{Component, components, unwanted};
 use crate::install::wait;
 use crate::output::{BOLD, GREEN, print};
 
@@ -24,12 +24,13 @@ pub fn run(args: &InstallArgs, word: &str) -> Outcome {
     block_on(async {
         let cluster = Cluster::connect(&args.cluster).await?;
         let version = cluster.version().await?;
-        advise(&cluster).await?;
+        advise(&cluster).await;
         if args.dry_run {
             let mut all = Vec::new();
             for component in &components {
-                all.extend(apply_all(&cluster, component, true).await?);
+                all.extend(apply_all(&cluster, component, wish.revision(), true).await?);
             }
+            all.extend(prune_gateways(&cluster, &wish, true).await?);
             print(&apply::table(&all));
             return Ok(ExitCode::SUCCESS);
         }
@@ -40,12 +41,16 @@ pub fn run(args: &InstallArgs, word: &str) -> Outcome {
         let until = started + args.readiness_timeout;
         let mut all = Vec::new();
         for component in &components {
-            let done = apply_all(&cluster, component, false).await?;
+            let done = apply_all(&cluster, component, wish.revision(), false).await?;
             let objects = awaited(component, args.wait);
             settle(&cluster, &component.name, &objects, &summary(&done), until).await?;
             all.extend(done);
         }
-        let changed = all.iter().any(|(_, d)| matches!(d.action, Action::Created | Action::Changed));
+        for (gateway, done) in prune_gateways(&cluster, &wish, false).await? {
+            anstream::eprintln!("{GREEN}✓{GREEN:#} {gateway}: {} removed", done.title);
+            all.push((gateway, done));
+        }
+        let changed = all.iter().any(|(_, d)| !matches!(d.action, Action::Same | Action::Kept));
         for (_, kept) in all.iter().filter(|(_, d)| d.action == Action::Kept && d.title.starts_with("Custom")) {
             anstream::eprintln!("{BOLD}note:{BOLD:#} {} is left alone: {}", kept.title, kept.note);
         }
@@ -59,11 +64,27 @@ pub fn run(args: &InstallArgs, word: &str) -> Outcome {
     })
 }
 
-/// Applies a component.
-async fn apply_all(cluster: &Cluster, component: &Component, dry_run: bool) -> Result<Vec<(String, Done)>, Failure> {
+/// Applies a component, and takes away what an earlier one had beside it.
+async fn apply_all(
+    cluster: &Cluster,
+    component: &Component,
+    revision: &str,
+    dry_run: bool,
+) -> Result<Vec<(String, Done)>, Failure> {
     let mut all = Vec::new();
     for object in &component.objects {
-        all.push((component.name.clone(), apply::object(cluster, object, dry_run).await?));
+        all.push(apply::object(cluster, object, dry_run).await?);
+    }
+    all.extend(apply::prune(cluster, component, revision, dry_run).await?);
+    Ok(all.into_iter().map(|done| (component.name.clone(), done)).collect())
+}
+
+/// Takes away gateways that an earlier installation of the revision had.
+async fn prune_gateways(cluster: &Cluster, wish: &Wish, dry_run: bool) -> Result<Vec<(String, Done)>, Failure> {
+    let mut all = Vec::new();
+    for gateway in unwanted(wish) {
+        let done = apply::prune(cluster, &gateway, wish.revision(), dry_run).await?;
+        all.extend(done.into_iter().map(|done| (gateway.name.clone(), done)));
     }
     Ok(all)
 }
@@ -115,20 +136,20 @@ fn summary(done: &[(String, Done)]) -> String {
         (count(Action::Changed), "changed"),
         (count(Action::Same), "unchanged"),
         (count(Action::Kept), "left alone"),
+        (count(Action::Removed), "removed"),
     ];
     let words: Vec<String> = counts.iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!("{n} {word}")).collect();
     words.join(", ")
 }
 
-/// What is worth knowing before.
-async fn advise(cluster: &Cluster) -> Result<(), Failure> {
-    let selector = "gatewayclasses.gateway.networking.k8s.io";
+/// What is worth knowing before. Who may not look is told nothing.
+async fn advise(cluster: &Cluster) {
     let definition = serde_json::json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": selector},
+        "metadata": {"name": "gatewayclasses.gateway.networking.k8s.io"},
     });
-    if cluster.live(&definition).await?.is_none() {
+    if let Ok(None) = cluster.live(&definition).await {
         anstream::eprintln!(
             "{BOLD}note:{BOLD:#} the cluster has no Gateway API: its Gateways and HTTPRoutes work once \
              https://github.com/kubernetes-sigs/gateway-api/releases is installed"
@@ -138,7 +159,6 @@ async fn advise(cluster: &Cluster) -> Result<(), Failure> {
     if !nodes.is_empty() && nodes.iter().all(|n| n["spec"]["unschedulable"] == true) {
         anstream::eprintln!("{BOLD}note:{BOLD:#} no node takes pods");
     }
-    Ok(())
 }
 
 fn question(wish: &Wish, version: &str) -> String {

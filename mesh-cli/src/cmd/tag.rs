@@ -1,4 +1,5 @@
-//! `meshctl tag`: names for revisions. A tag is a copy of its revision's injection webhook that listens to the name.
+//! `meshctl tag`: names for revisions. A tag is a copy of its revision's injection webhook that listens to the name. Tag
+//! `default` also has objects validated that name no revision.
 
 use std::process::ExitCode;
 
@@ -9,6 +10,7 @@ use crate::args::{Format, TagCommand, TagListArgs, TagRemoveArgs, TagSetArgs};
 use crate::exit::{self, Failure, Outcome};
 use crate::install::apply::{self, reference};
 use crate::install::cluster::{Cluster, block_on, gvk, name};
+use crate::install::operator::NAMESPACE;
 use crate::install::render::{MANAGED_BY, REVISION};
 use crate::output::{Table, print, structured};
 
@@ -24,8 +26,14 @@ pub fn run(command: &TagCommand) -> Outcome {
     }
 }
 
+const GROUP: &str = "admissionregistration.k8s.io";
+
 async fn webhooks(cluster: &Cluster, labels: &str) -> Result<Vec<Value>, Failure> {
-    cluster.list(&gvk("admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration"), None, labels).await
+    cluster.list(&gvk(GROUP, "v1", "MutatingWebhookConfiguration"), None, labels).await
+}
+
+async fn validators(cluster: &Cluster, labels: &str) -> Result<Vec<Value>, Failure> {
+    cluster.list(&gvk(GROUP, "v1", "ValidatingWebhookConfiguration"), None, labels).await
 }
 
 fn set(args: &TagSetArgs) -> Outcome {
@@ -36,6 +44,12 @@ fn set(args: &TagSetArgs) -> Outcome {
         let own = own.into_iter().next().ok_or_else(|| {
             Failure::new(exit::NEGATIVE, format!("no revision {revision} is installed: meshctl install -r {revision}"))
         })?;
+        // The default one may get a tag in its place: the way to another revision without a gap.
+        if tag != "default" && !webhooks(&cluster, &format!("app=istiod,{REVISION}={tag},!{TAG}")).await?.is_empty() {
+            let why =
+                format!("{tag} is a revision already: its pods would have two control planes; choose another name");
+            return Err(Failure::new(exit::NEGATIVE, why));
+        }
         let there = webhooks(&cluster, &format!("{TAG}={tag}")).await?;
         let other = there.first().and_then(|w| w["metadata"]["labels"][REVISION].as_str());
         if let Some(other) = other.filter(|o| o != revision && !args.overwrite) {
@@ -43,9 +57,48 @@ fn set(args: &TagSetArgs) -> Outcome {
             return Err(Failure::new(exit::NEGATIVE, why));
         }
         apply::object(&cluster, &webhook(tag, revision, &own), false).await?;
+        if tag == "default" && revision != "default" {
+            let of_revision = validators(&cluster, &format!("app=istiod,{REVISION}={revision},!{TAG}")).await?;
+            if let Some(own) = of_revision.first() {
+                apply::object(&cluster, &validator(revision, own), false).await?;
+            }
+        }
         print(&format!("tag {tag} stands for revision {revision}; pods follow when they are made anew"));
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Labels of what makes a tag.
+fn labels(tag: &str, revision: &str) -> Value {
+    json!({
+        "app": "istiod",
+        REVISION: revision,
+        TAG: tag,
+        MANAGED_BY.0: MANAGED_BY.1,
+        "app.kubernetes.io/part-of": "istio",
+        "operator.istio.io/component": "Pilot",
+    })
+}
+
+/// What validates objects without a revision, made of what validates those of the default revision to be.
+fn validator(revision: &str, own: &Value) -> Value {
+    let mut webhook = own["webhooks"][0].clone();
+    webhook["name"] = json!("validation.istio.io");
+    webhook["objectSelector"] = json!({"matchExpressions": [{"key": REVISION, "operator": "DoesNotExist"}]});
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": "istiod-default-validator", "labels": labels("default", revision)},
+        "webhooks": [webhook],
+    })
+}
+
+/// Name of the webhook of a tag: those of control planes in other namespaces end with these, as Istio's.
+fn webhook_name(tag: &str, own: &Value) -> String {
+    match own["webhooks"][0]["clientConfig"]["service"]["namespace"].as_str() {
+        None | Some(NAMESPACE) => format!("istio-revision-tag-{tag}"),
+        Some(namespace) => format!("istio-revision-tag-{tag}-{namespace}"),
+    }
 }
 
 /// The webhook of a tag, made of that of its revision.
@@ -97,15 +150,8 @@ fn webhook(tag: &str, revision: &str, own: &Value) -> Value {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "MutatingWebhookConfiguration",
         "metadata": {
-            "name": format!("istio-revision-tag-{tag}"),
-            "labels": {
-                "app": "istiod",
-                REVISION: revision,
-                TAG: tag,
-                MANAGED_BY.0: MANAGED_BY.1,
-                "app.kubernetes.io/part-of": "istio",
-                "operator.istio.io/component": "Pilot",
-            },
+            "name": webhook_name(tag, own),
+            "labels": labels(tag, revision),
         },
         "webhooks": webhooks,
     })
@@ -149,7 +195,9 @@ fn remove(args: &TagRemoveArgs) -> Outcome {
         let cluster = Cluster::connect(&args.cluster).await?;
         let tag = &args.tag;
         let there = webhooks(&cluster, &format!("{TAG}={tag}")).await?;
-        let webhook = there.first().ok_or_else(|| Failure::new(exit::NEGATIVE, format!("there is no tag {tag}")))?;
+        if there.is_empty() {
+            return Err(Failure::new(exit::NEGATIVE, format!("there is no tag {tag}: meshctl tag list")));
+        }
         let namespaces = cluster.list(&gvk("", "v1", "Namespace"), None, &format!("{REVISION}={tag}")).await?;
         if !namespaces.is_empty() && !args.skip_confirmation {
             let names: Vec<&str> = namespaces.iter().map(name).collect();
@@ -159,7 +207,10 @@ fn remove(args: &TagRemoveArgs) -> Outcome {
                 return Err(Failure::new(exit::NEGATIVE, "nothing was done"));
             }
         }
-        cluster.delete(&reference(webhook)).await?;
+        let validators = validators(&cluster, &format!("{TAG}={tag}")).await?;
+        for webhook in there.iter().chain(&validators) {
+            cluster.delete(&reference(webhook)).await?;
+        }
         print(&format!("tag {tag} is removed"));
         Ok(ExitCode::SUCCESS)
     })
@@ -178,5 +229,20 @@ mod tests {
         assert_eq!(hooks[0]["clientConfig"], own["webhooks"][0]["clientConfig"], "with the certificate, at once");
         assert_eq!(hooks[0]["namespaceSelector"]["matchExpressions"][0]["values"], json!(["prod"]));
         assert_eq!(webhook("default", "blue", &own)["webhooks"].as_array().unwrap().len(), 4);
+        assert_eq!(made["metadata"]["name"], "istio-revision-tag-prod");
+        let elsewhere = json!({"webhooks": [{"clientConfig": {"service": {"namespace": "mesh-system"}}}]});
+        assert_eq!(webhook("prod", "blue", &elsewhere)["metadata"]["name"], "istio-revision-tag-prod-mesh-system");
+    }
+
+    #[test]
+    fn the_default_tag_validates_what_names_no_revision() {
+        let own = json!({"webhooks": [{"name": "rev.validation.istio.io", "failurePolicy": "Fail",
+            "clientConfig": {"service": {"name": "istiod-blue"}, "caBundle": "Q0E="},
+            "objectSelector": {"matchExpressions": [{"key": "istio.io/rev", "operator": "In", "values": ["blue"]}]}}]});
+        let made = validator("blue", &own);
+        let hook = &made["webhooks"][0];
+        assert_eq!(hook["clientConfig"], own["webhooks"][0]["clientConfig"]);
+        assert_eq!(hook["objectSelector"]["matchExpressions"][0]["operator"], "DoesNotExist");
+        assert_eq!(made["metadata"]["labels"][TAG], "default");
     }
 }

@@ -13,7 +13,7 @@ use crate::install::apply::reference;
 use crate::install::cluster::{Cluster, block_on, title};
 use crate::install::operator::NAMESPACE;
 use crate::install::remove;
-use crate::output::{GREEN, print};
+use crate::output::{BOLD, GREEN, print};
 
 /// Uninstalls.
 pub fn run(args: &UninstallArgs) -> Outcome {
@@ -24,6 +24,8 @@ pub fn run(args: &UninstallArgs) -> Outcome {
             Some(revision) => remove::revision(&cluster, revision).await?,
             None => remove::everything(&cluster, system).await?,
         };
+        let remove::Found { objects: found, left } = found;
+        left.iter().for_each(|what| anstream::eprintln!("{BOLD}left:{BOLD:#} {what}"));
         if found.is_empty() {
             print("nothing is installed");
             return Ok(ExitCode::SUCCESS);

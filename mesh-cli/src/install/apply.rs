@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::cluster::{Cluster, name, namespace, title};
-use super::render::{MANAGED_BY, REVISION};
+use super::remove;
+use super::render::{Component, MANAGED_BY, REVISION};
 use crate::exit::Failure;
 use crate::output::Table;
 
@@ -18,6 +19,8 @@ pub enum Action {
     Same,
     /// It is not ours to change.
     Kept,
+    /// It was of an earlier installation, and is not wanted any more.
+    Removed,
 }
 
 /// An object with what became of it.
@@ -60,6 +63,27 @@ pub async fn object(cluster: &Cluster, wanted: &Value, dry_run: bool) -> Result<
     let same = if dry_run { content(&live) == content(&after) } else { version(&live) == version(&after) };
     let action = if same { Action::Same } else { Action::Changed };
     Ok(done(action, "", Some(live), after))
+}
+
+/// Takes away what a component had and has no longer.
+///
+/// # Errors
+/// What the server says.
+pub async fn prune(
+    cluster: &Cluster,
+    component: &Component,
+    revision: &str,
+    dry_run: bool,
+) -> Result<Vec<Done>, Failure> {
+    let mut all = Vec::new();
+    for object in remove::outdated(cluster, component, revision).await? {
+        if !dry_run {
+            cluster.delete(&reference(&object)).await?;
+        }
+        let (title, note) = (title(&object), "it is not wanted any more".to_owned());
+        all.push(Done { title, action: Action::Removed, note, before: Some(object), after: Value::Null });
+    }
+    Ok(all)
 }
 
 fn version(object: &Value) -> &Value {
@@ -154,8 +178,10 @@ pub fn table(done: &[(String, Done)]) -> String {
             Action::Changed => "change",
             Action::Same => "same",
             Action::Kept => "keep",
+            Action::Removed => "remove",
         };
-        let revision = done.after["metadata"]["labels"][REVISION].as_str().unwrap_or("-");
+        let object = if done.action == Action::Removed { done.before.as_ref() } else { Some(&done.after) };
+        let revision = object.and_then(|o| o["metadata"]["labels"][REVISION].as_str()).unwrap_or("-");
         table.row([component, done.title.as_str(), revision, action, done.note.as_str()]);
     }
     table.render()

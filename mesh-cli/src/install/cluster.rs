@@ -103,8 +103,24 @@ impl Cluster {
         namespace: Option<&str>,
         labels: &str,
     ) -> Result<Vec<Value>, Failure> {
-        let parameters = ListParams::default().labels(labels);
-        match self.api(gvk, namespace).list(&parameters).await {
+        self.listed(gvk, namespace, &ListParams::default().labels(labels)).await
+    }
+
+    /// Objects of a kind and name in all namespaces.
+    ///
+    /// # Errors
+    /// When the server cannot be asked.
+    pub async fn named(&self, gvk: &GroupVersionKind, name: &str) -> Result<Vec<Value>, Failure> {
+        self.listed(gvk, None, &ListParams::default().fields(&format!("metadata.name={name}"))).await
+    }
+
+    async fn listed(
+        &self,
+        gvk: &GroupVersionKind,
+        namespace: Option<&str>,
+        parameters: &ListParams,
+    ) -> Result<Vec<Value>, Failure> {
+        match self.api(gvk, namespace).list(parameters).await {
             Ok(list) => {
                 let whole = |mut object: DynamicObject| {
                     // Lists leave it out.

@@ -9,7 +9,7 @@ use mesh_control::inject::manifest::{File, mesh_config as mesh_config_of};
 use mesh_control::source::position::Locator;
 use serde_json::{Map, Value, json};
 
-use crate::chart::{self, Chart, Release, schema, template::merge};
+use crate::chart::{self, Chart, Release, schema};
 
 /// Namespace of the control plane, if none is named.
 pub const NAMESPACE: &str = "istio-system";
@@ -75,7 +75,12 @@ impl Wish {
             return Err(format!("--set: {problem}"));
         }
         mesh_config(&spec).map_err(|problem| format!("--set: {problem}"))?;
-        Ok(Self { spec })
+        let wish = Self { spec };
+        checked_name("revision", wish.revision(), MOST - "istiod-".len())?;
+        for namespace in wish.releases().iter().map(|r| &r.namespace) {
+            checked_name("namespace", namespace, MOST)?;
+        }
+        Ok(wish)
     }
 
     fn text(&self, key: &str) -> Option<&str> {
@@ -110,34 +115,52 @@ impl Wish {
         };
         let mut all = Vec::new();
         if enabled("/components/base/enabled") {
-            let of_base = self.spec.pointer("/values/base").cloned().unwrap_or(json!({}));
-            all.push(release(&chart::BASE, "istio-base", self.namespace(), json!({"base": of_base})));
+            let values = picked(self.spec.get("values").unwrap_or(&Value::Null), OF_BASE);
+            all.push(release(&chart::BASE, "istio-base", self.namespace(), Value::Object(values)));
         }
         if enabled("/components/pilot/enabled") {
             all.push(release(&chart::ISTIOD, "istiod", self.namespace(), self.control_plane()));
         }
-        for kind in ["ingressGateways", "egressGateways"] {
-            let listed = self.spec.pointer(&format!("/components/{kind}")).and_then(Value::as_array);
-            for gateway in listed.into_iter().flatten() {
-                let Some(name) = gateway.get("name").and_then(Value::as_str) else { continue };
-                let of_values = self.spec.pointer("/values/gateways").and_then(|g| g.get(name));
-                let said = gateway.get("enabled").and_then(Value::as_bool);
-                let by_values = of_values.and_then(|g| g.get("enabled")).and_then(Value::as_bool);
-                if by_values.or(said).unwrap_or(false) {
-                    let namespace = gateway.get("namespace").and_then(Value::as_str).unwrap_or(self.namespace());
-                    all.push(release(&chart::GATEWAY, name, namespace, self.gateway(gateway, of_values)));
-                }
-            }
+        for (name, gateway, _) in self.gateways().filter(|(_, _, wanted)| *wanted) {
+            let values = self.gateway(gateway, self.of_values(name));
+            all.push(release(&chart::GATEWAY, name, self.namespace_of(gateway), values));
         }
         all
+    }
+
+    /// Gateways that are listed and not wanted, with their namespaces.
+    pub fn unwanted(&self) -> Vec<(String, String)> {
+        let unwanted = self.gateways().filter(|(_, _, wanted)| !wanted);
+        unwanted.map(|(name, gateway, _)| (name.to_owned(), self.namespace_of(gateway).to_owned())).collect()
+    }
+
+    /// Namespace of a gateway.
+    fn namespace_of<'a>(&'a self, gateway: &'a Value) -> &'a str {
+        gateway.get("namespace").and_then(Value::as_str).unwrap_or(self.namespace())
+    }
+
+    /// Gateways that are listed: name, component, whether they are wanted.
+    fn gateways(&self) -> impl Iterator<Item = (&str, &Value, bool)> {
+        const LISTS: [&str; 2] = ["ingressGateways", "egressGateways"];
+        let listed = LISTS.iter().filter_map(|kind| self.spec.pointer(&format!("/components/{kind}"))?.as_array());
+        listed.flatten().filter_map(|gateway| {
+            let name = gateway.get("name")?.as_str()?;
+            let by_values = self.of_values(name).and_then(|g| g.get("enabled")).and_then(Value::as_bool);
+            let said = gateway.get("enabled").and_then(Value::as_bool);
+            Some((name, gateway, by_values.or(said).unwrap_or(false)))
+        })
+    }
+
+    /// What `values` say of a gateway.
+    fn of_values(&self, gateway: &str) -> Option<&Value> {
+        self.spec.pointer("/values/gateways")?.get(gateway)
     }
 
     /// Values of chart `istiod`.
     fn control_plane(&self) -> Value {
         let mut values = self.spec.get("values").cloned().unwrap_or(json!({}));
         if let Some(map) = values.as_object_mut() {
-            map.remove("gateways");
-            map.remove("base");
+            map.retain(|key, _| key != "gateways" && !OF_BASE.contains(&key.as_str()));
         }
         let mut own = json!({"global": {"istioNamespace": self.namespace()}, "revision": self.revision()});
         if self.revision() == "default" {
@@ -248,8 +271,29 @@ impl Wish {
         let global = self.spec.pointer("/values/global").unwrap_or(&nothing);
         let everywhere = picked(global, &["imagePullPolicy", "imagePullSecrets", "priorityClassName"]);
         merge(&mut all, &Value::Object(everywhere));
+        let budgets = global.pointer("/defaultPodDisruptionBudget/enabled").and_then(Value::as_bool).unwrap_or(true);
+        if budgets && least_pods(&all) > 1 {
+            all["podDisruptionBudget"] = json!({"minAvailable": 1});
+        }
         all
     }
+}
+
+/// Values of chart `base`.
+const OF_BASE: &[&str] = &["base", "defaultRevision"];
+
+/// Longest name of a namespace or Service.
+const MOST: usize = 63;
+
+/// Whether names of objects may hold a word: else some of them would be there before the API server refuses the others.
+fn checked_name(what: &str, word: &str, most: usize) -> Result<(), String> {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let ends = word.starts_with('-') || word.ends_with('-');
+    if word.is_empty() || word.len() > most || ends || !word.chars().all(inner) {
+        let why = format!("small letters, digits and dashes between them, at most {most}, as in 1-2-0");
+        return Err(format!("{what} {word:?} is no name: {why}"));
+    }
+    Ok(())
 }
 
 /// `spec` of a profile.
@@ -335,6 +379,29 @@ fn overlay(value: &mut Value, layer: &Value) {
 /// Gateways have names and say whether they are enabled or how they run; ports have names, too, and are replaced.
 fn is_of_gateways(items: &[Value]) -> bool {
     items.iter().all(|i| i.get("name").is_some() && i.get("port").is_none() && i.get("value").is_none())
+}
+
+/// How many pods a gateway with these values has at least.
+fn least_pods(values: &Value) -> i64 {
+    let autoscaled = values.pointer("/autoscaling/enabled").and_then(Value::as_bool).unwrap_or(true);
+    let count = if autoscaled { values.pointer("/autoscaling/minReplicas") } else { values.get("replicaCount") };
+    count.and_then(Value::as_i64).unwrap_or(1)
+}
+
+/// Puts under a value what it lacks; what it has stays, map by map.
+fn merge(value: &mut Value, under: &Value) {
+    match (value, under) {
+        (Value::Object(map), Value::Object(under)) => {
+            for (key, v) in under {
+                match map.get_mut(key) {
+                    Some(there) => merge(there, v),
+                    None => _ = map.insert(key.clone(), v.clone()),
+                }
+            }
+        }
+        (value @ Value::Null, under) => *value = under.clone(),
+        _ => {}
+    }
 }
 
 fn picked(from: &Value, keys: &[&str]) -> Map<String, Value> {

@@ -6,14 +6,18 @@ use super::operator::Wish;
 
 /// Who manages an object; what `uninstall` looks for.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "meshctl");
+/// Selects everything that was installed: others may call themselves meshctl, too.
+pub const INSTALLED: &str = "app.kubernetes.io/managed-by=meshctl,app.kubernetes.io/part-of=istio";
 /// Revision of an object.
 pub const REVISION: &str = "istio.io/rev";
 
 /// The objects of one release.
 #[derive(Debug, Clone)]
 pub struct Component {
-    /// What it is called in messages.
+    /// Of the release; what it is called in messages.
     pub name: String,
+    /// Namespace of the release.
+    pub namespace: String,
     /// In the order in which they are applied.
     pub objects: Vec<Value>,
 }
@@ -50,12 +54,18 @@ pub fn components(wish: &Wish) -> Result<Vec<Component>, String> {
         let mut objects = release.render()?;
         objects.iter_mut().for_each(own);
         objects.sort_by_key(|o| place(o["kind"].as_str().unwrap_or_default()));
-        all.push(Component { name: release.name, objects });
+        all.push(Component { name: release.name, namespace: release.namespace, objects });
     }
     let mut objects: Vec<Value> = namespaces.iter().map(|n| namespace(n)).collect();
     objects.iter_mut().for_each(own);
-    all.insert(0, Component { name: "namespace".to_owned(), objects });
+    all.insert(0, Component { name: "namespace".to_owned(), namespace: wish.namespace().to_owned(), objects });
     Ok(all)
+}
+
+/// Gateways that a wish lists and does not want: they are to have no objects.
+pub fn unwanted(wish: &Wish) -> Vec<Component> {
+    let component = |(name, namespace)| Component { name, namespace, objects: vec![] };
+    wish.unwanted().into_iter().map(component).collect()
 }
 
 /// Place of a kind in the order.

@@ -43,6 +43,7 @@ const EVERYTHING: &[&str] = &[
     "values.global.network=n1",
     "values.global.multiCluster.clusterName=east",
     "values.pilot.autoscaleEnabled=true",
+    "values.pilot.autoscaleMin=2",
     "values.pilot.plaintextXds=true",
     "values.pilot.env.ENABLE_NATIVE_SIDECARS=false",
     "values.pilot.extraContainerArgs={--root-grace,5s}",
@@ -200,10 +201,87 @@ fn what_is_not_understood_is_refused_with_its_place() {
         (sources(&["values.global.hubb=x"]), "--set: spec.values.global.hubb: unknown field"),
         (sources(&["hub"]), "--set hub: PATH=VALUE is expected"),
         (sources(&["profile=big"]), "no profile big: there are default, demo, minimal"),
+        (sources(&["revision=1.24.0"]), "revision \"1.24.0\" is no name"),
+        (sources(&["namespace=Mesh"]), "namespace \"Mesh\" is no name"),
     ] {
         let why = Wish::read(&sources).unwrap_err();
         assert!(why.starts_with(wanted), "{why}");
     }
+}
+
+#[test]
+fn gateways_that_are_not_wanted_are_to_have_no_objects() {
+    let wish = Wish::read(&sources(&["components.ingressGateways[0].enabled=false"])).unwrap();
+    let names: Vec<(String, usize)> =
+        super::render::unwanted(&wish).into_iter().map(|c| (c.name, c.objects.len())).collect();
+    assert_eq!(names, [("istio-ingressgateway".to_owned(), 0), ("istio-egressgateway".to_owned(), 0)]);
+    assert!(wish.releases().iter().all(|r| r.name != "istio-ingressgateway"));
+}
+
+#[test]
+fn a_null_takes_a_default_away() {
+    let objects = rendered(&["values.pilot.resources=null", "values.global.proxy.resources.limits=null"]);
+    let container = &find(&objects, "Deployment", "istiod")["spec"]["template"]["spec"]["containers"][0];
+    assert!(container["resources"].is_null(), "{container}");
+    let values = find(&objects, "ConfigMap", "istio-sidecar-injector")["data"]["values"].as_str().unwrap();
+    let values: Value = serde_json::from_str(values).unwrap();
+    assert_eq!(values["global"]["proxy"]["resources"]["requests"]["cpu"], "100m");
+    assert!(values["global"]["proxy"]["resources"]["limits"].is_null(), "{values}");
+}
+
+#[test]
+fn labels_and_annotations_of_users_stand_beside_ours_once() {
+    let objects = rendered(&[
+        "values.pilot.podAnnotations.prometheus\\.io/scrape=no",
+        "values.pilot.podLabels.app=other",
+        "values.pilot.podLabels.team=x",
+        "components.ingressGateways[0].label.team=x",
+        "components.ingressGateways[0].label.istio=edge",
+        "components.ingressGateways[0].k8s.podAnnotations.prometheus\\.io/port=9",
+    ]);
+    let istiod = &find(&objects, "Deployment", "istiod")["spec"]["template"]["metadata"];
+    assert_eq!(istiod["annotations"]["prometheus.io/scrape"], "no");
+    assert_eq!(istiod["annotations"]["prometheus.io/port"], "15014");
+    assert_eq!([&istiod["labels"]["app"], &istiod["labels"]["team"]], ["istiod", "x"], "the selector still fits");
+    let gateway = &find(&objects, "Deployment", "istio-ingressgateway")["spec"]["template"]["metadata"];
+    assert_eq!(gateway["annotations"]["prometheus.io/port"], "9");
+    assert_eq!(gateway["annotations"]["inject.istio.io/templates"], "gateway");
+    assert_eq!(gateway["labels"]["team"], "x");
+    let selector = &find(&objects, "Service", "istio-ingressgateway")["spec"]["selector"];
+    assert_eq!(*selector, serde_json::json!({"app": "istio-ingressgateway", "istio": "edge"}));
+}
+
+#[test]
+fn budgets_are_for_several_pods() {
+    let budgets = |set: &[&str]| -> Vec<String> {
+        let objects = rendered(set);
+        let of = objects.iter().filter(|o| o["kind"] == "PodDisruptionBudget");
+        of.map(|o| o["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert!(budgets(&[]).is_empty(), "a budget of one pod would keep its node from being drained");
+    assert_eq!(budgets(&["values.pilot.autoscaleMin=2"]), ["istiod"]);
+    assert_eq!(budgets(&["components.pilot.k8s.replicaCount=2"]), ["istiod"]);
+    assert_eq!(budgets(&["components.ingressGateways[0].k8s.hpaSpec.minReplicas=2"]), ["istio-ingressgateway"]);
+    let off = ["values.pilot.autoscaleMin=2", "values.global.defaultPodDisruptionBudget.enabled=false"];
+    assert!(budgets(&off).is_empty());
+}
+
+#[test]
+fn a_namespace_of_ones_own() {
+    let all = Sources { namespace: Some("mesh-system".to_owned()), ..sources(&["values.defaultRevision=blue"]) };
+    let objects: Vec<Value> =
+        components(&Wish::read(&all).unwrap()).unwrap().into_iter().flat_map(|c| c.objects).collect();
+    let mesh = find(&objects, "ConfigMap", "istio")["data"]["mesh"].as_str().unwrap();
+    assert!(mesh.contains("rootNamespace: mesh-system"), "{mesh}");
+    assert!(mesh.contains("discoveryAddress: istiod.mesh-system.svc:15012"), "{mesh}");
+    find(&objects, "ClusterRole", "istiod-clusterrole-mesh-system");
+    find(&objects, "ValidatingWebhookConfiguration", "istio-validator-mesh-system");
+    find(&objects, "MutatingWebhookConfiguration", "istio-sidecar-injector-mesh-system");
+    let validator = find(&objects, "ValidatingWebhookConfiguration", "istiod-default-validator");
+    assert_eq!(validator["webhooks"][0]["clientConfig"]["service"]["name"], "istiod-blue");
+    assert!(objects.iter().all(|o| o["metadata"]["namespace"].as_str().is_none_or(|n| n == "mesh-system")));
+    let wish = Wish::read(&sources(&["values.global.istioNamespace=mesh-system"])).unwrap();
+    assert_eq!(wish.namespace(), "mesh-system");
 }
 
 #[test]

@@ -10,22 +10,22 @@
 {{- end }}
 {{- end -}}
 
-{{- /* What Gateway objects select. */ -}}
+{{- /* What Gateway objects and the Service select. */ -}}
 {{- define "gateway.selector" -}}
-{{- if .Values.labels }}{{ toYaml .Values.labels }}
-{{- else -}}
-app: {{ include "gateway.name" . }}
-istio: {{ include "gateway.name" . | trimPrefix "istio-" }}
-{{- end }}
+app: {{ .Values.labels.app | default (include "gateway.name" .) | quote }}
+istio: {{ .Values.labels.istio | default (include "gateway.name" . | trimPrefix "istio-") | quote }}
 {{- end -}}
 
+{{- /* Labels of every object; with more of them: dict "root" . "more" DICT. Ours win over the user's. */ -}}
 {{- define "gateway.labels" -}}
-{{ include "gateway.selector" . }}
-istio.io/rev: {{ .Values.revision | default "default" | quote }}
-app.kubernetes.io/name: {{ include "gateway.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name | quote }}
-app.kubernetes.io/part-of: istio
-app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-operator.istio.io/component: Gateway
+{{- $root := .root | default . -}}
+{{- $name := include "gateway.name" $root -}}
+{{- $release := dict "app.kubernetes.io/name" $name "app.kubernetes.io/instance" $root.Release.Name "app.kubernetes.io/part-of" "istio" "app.kubernetes.io/managed-by" $root.Release.Service "app.kubernetes.io/version" $root.Chart.AppVersion "operator.istio.io/component" "Gateway" "istio.io/rev" ($root.Values.revision | default "default") -}}
+{{ include "gateway.selector" $root }}
+{{ toYaml (merge $release (.more | default dict) (omit $root.Values.labels "app" "istio")) }}
+{{- end -}}
+
+{{- /* A text or number as text. What Go itself makes of a large number has an exponent. */ -}}
+{{- define "gateway.text" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else }}{{ toJson . }}{{ end }}
 {{- end -}}

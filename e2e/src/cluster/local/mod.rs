@@ -174,7 +174,7 @@ async fn clear(claim: &Claim, data: bool) -> Result<()> {
 }
 
 async fn clear_traces(claim: &Claim, data: bool) -> Result<()> {
-    let mut processes = processes::in_network(&network::namespace_file(&claim.name));
+    let mut processes = processes::in_network(&network::namespace_file(&claim.name))?;
     // The first process of the node is in there too. Who watches it, outermost, ends by itself then.
     processes.extend(claim.first);
     processes::end(&processes).await?;
@@ -185,15 +185,26 @@ async fn clear_traces(claim: &Claim, data: bool) -> Result<()> {
     cgroups::remove(&claim.name).await?;
     if data && claim.directory.exists() {
         let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read mounts")?;
-        let folder = claim.directory.display().to_string();
-        if let Some(mount) =
-            mounts.lines().find(|line| line.split(' ').nth(1).is_some_and(|at| at.starts_with(&folder)))
-        {
-            bail!("something is mounted in {folder}, which is to be removed: unmount it first ({mount})");
+        let folder = claim.directory.display();
+        if let Some(at) = mounts_in(&mounts, &claim.directory).next() {
+            bail!("{at} is mounted in {folder}, which is to be removed: unmount it first");
         }
         fs::remove_dir_all(&claim.directory).with_context(|| format!("cannot remove {folder}"))?;
     }
     Ok(())
+}
+
+/// Where something is mounted in a folder, out of the text of /proc/self/mounts.
+fn mounts_in<'a>(mounts: &'a str, folder: &'a Path) -> impl Iterator<Item = String> + 'a {
+    // The kernel writes what would end a word as octal numbers.
+    let plain = |word: &str| {
+        ["\\040", "\\011", "\\012", "\\134"]
+            .iter()
+            .zip([" ", "\t", "\n", "\\"])
+            .fold(word.to_owned(), |word, (number, letter)| word.replace(number, letter))
+    };
+    let places = mounts.lines().filter_map(move |line| line.split(' ').nth(1).map(plain));
+    places.filter(move |at| Path::new(at).starts_with(folder))
 }
 
 impl Node {
@@ -341,4 +352,17 @@ fn tail(file: &Path, lines: usize) -> String {
 /// Where the parts of a local cluster log.
 pub fn logs(cluster: &str) -> Result<PathBuf> {
     Ok(target()?.join("clusters").join(cluster).join("log"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_found_whatever_their_names() {
+        let mounts =
+            "proc /proc proc rw 0 0\ntmpfs /a\\040b/east/run tmpfs rw 0 0\ntmpfs /a\\040b/east-2 tmpfs rw 0 0\n";
+        let found: Vec<String> = mounts_in(mounts, Path::new("/a b/east")).collect();
+        assert_eq!(found, ["/a b/east/run"]);
+    }
 }

@@ -82,16 +82,16 @@ fn rules(cluster: &str, text: &str) -> Result<()> {
 }
 
 fn bridge() -> Result<()> {
-    if exists(BRIDGE) {
-        return Ok(());
+    if !exists(BRIDGE) {
+        let routes = call(&["ip", "-4", "route", "show", "root", NODES])?;
+        if let Some(route) = routes.lines().next() {
+            bail!("{NODES}, where local clusters live, is in use on this machine ({route}): free it");
+        }
+        // With an address of its own it does not take that of whichever node comes last.
+        call(&["ip", "link", "add", BRIDGE, "address", "02:00:00:00:1e:01", "type", "bridge"])?;
     }
-    let routes = call(&["ip", "-4", "route", "show", "root", NODES])?;
-    if let Some(route) = routes.lines().next() {
-        bail!("{NODES}, where local clusters live, is in use on this machine ({route}): free it");
-    }
-    // With an address of its own it does not take that of whichever node comes last.
-    call(&["ip", "link", "add", BRIDGE, "address", "02:00:00:00:1e:01", "type", "bridge"])?;
-    call(&["ip", "addr", "add", &format!("{HOST}/24"), "dev", BRIDGE])?;
+    // Also where it is there already: who made it may have been killed before it was done.
+    call(&["ip", "addr", "replace", &format!("{HOST}/24"), "dev", BRIDGE])?;
     call(&["ip", "link", "set", BRIDGE, "up"]).map(drop)
 }
 

@@ -73,11 +73,21 @@ fn all() -> impl Iterator<Item = i32> {
     entries.filter_map(|e| e.file_name().to_str()?.parse().ok())
 }
 
-/// Processes in a network namespace, which is named by a file.
-pub fn in_network(namespace: &Path) -> Vec<Process> {
-    let Ok(wanted) = fs::metadata(namespace) else { return Vec::new() };
-    let is = |pid: &i32| fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|m| m.ino() == wanted.ino());
-    all().filter(is).filter_map(Process::of).collect()
+/// Processes in a network namespace, which is named by a file; none if there is no such file.
+///
+/// # Errors
+/// When the file names the namespace that this process is in: ending everything there would end the machine.
+pub fn in_network(namespace: &Path) -> Result<Vec<Process>> {
+    let Ok(wanted) = fs::metadata(namespace) else { return Ok(Vec::new()) };
+    let is = |pid: &str| {
+        let of = fs::metadata(format!("/proc/{pid}/ns/net"));
+        of.is_ok_and(|m| (m.dev(), m.ino()) == (wanted.dev(), wanted.ino()))
+    };
+    if is("self") {
+        let file = namespace.display();
+        bail!("{file} names this machine's own network, not a cluster's: remove it (`ip netns delete`)");
+    }
+    Ok(all().filter(|pid| is(&pid.to_string())).filter_map(Process::of).collect())
 }
 
 /// Kills processes and waits until they are gone, which for the first of a namespace means that all in it are.
@@ -100,7 +110,9 @@ pub async fn end(processes: &[Process]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::Process;
+    use std::path::Path;
+
+    use super::{Process, in_network};
 
     #[test]
     fn a_process_that_runs_is_told_from_one_that_does_not() {
@@ -108,5 +120,13 @@ mod tests {
         assert!(own.alive());
         assert!(!Process { started: own.started + 1, ..own }.alive());
         assert!(Process::of(i32::MAX).is_none());
+    }
+
+    #[test]
+    fn the_network_of_this_machine_is_no_clusters() {
+        assert!(in_network(Path::new("/proc/self/ns/net")).is_err());
+        assert!(in_network(Path::new("/run/netns/there-is-none")).unwrap().is_empty());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(in_network(file.path()).unwrap().is_empty(), "a name that was left without its namespace");
     }
 }

@@ -46,9 +46,14 @@ pub(super) fn truth(value: &Value) -> bool {
 
 /// A value as text.
 pub(super) fn text(value: &Value) -> Result<String, String> {
+    // From here on numbers of values have exponents in Go, which nobody wants in a manifest.
+    const LARGE: f64 = 1e6;
     match value {
         Value::Null => Ok(String::new()),
         Value::String(s) => Ok(s.clone()),
+        Value::Number(n) if n.as_f64().is_some_and(|n| n.abs() >= LARGE) => {
+            Err(format!("Helm writes the number {n} with an exponent: use toJson"))
+        }
         Value::Bool(_) | Value::Number(_) => Ok(value.to_string()),
         Value::Array(_) => Err("a list is no text: use toYaml".to_owned()),
         Value::Object(_) => Err("a map is no text: use toYaml".to_owned()),

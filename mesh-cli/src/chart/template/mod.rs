@@ -2,6 +2,7 @@
 //!
 //! `parse` makes a tree of a file, `eval` walks it over values, `functions` are those of Go and of Helm that charts of
 //! ours use. What is not known is refused when a file is parsed or rendered, never passed over. Values are JSON.
+//! `testdata` holds a template with what Helm makes of it.
 
 mod eval;
 mod functions;
@@ -11,7 +12,6 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-pub use self::functions::merge;
 use self::parse::Node;
 
 /// Files that templates may read: `.Files.Get`, `.Files.Glob`.
@@ -63,7 +63,7 @@ mod tests {
         templates.add("_helpers.tpl", "{{- define \"name\" -}}\n{{ .Values.name }}-x\n{{- end -}}")?;
         templates.add("t.yaml", text)?;
         let context = json!({"Values": {
-            "name": "a", "on": true, "off": false, "zero": 0, "none": null, "map": {"b": 1, "a": "x"}, "list": ["p", "q"],
+            "name": "a", "on": true, "off": false, "zero": 0, "large": 1_000_000, "none": null, "map": {"b": 1, "a": "x"}, "list": ["p", "q"],
             "deep": {"er": {"z": [1, {"k": "v"}]}}, "empty": {},
         }});
         let files = Files::from([("files/a.yaml", "A"), ("files/b.yaml", "B"), ("other", "C")]);
@@ -91,10 +91,43 @@ mod tests {
             ("{{- range $path, $_ := .Files.Glob \"files/*.yaml\" }}{{ $.Files.Get $path }}{{ end }}", "AB"),
             ("a:{{ toYaml .Values.map | nindent 2 }}", "a:\n  a: x\n  b: 1"),
             ("{{ (dict \"k\" (list 1 2)).k | toJson }}", "[1,2]"),
-            ("{{ ternary \"a\" \"b\" .Values.off }}", "b"),
         ] {
             assert_eq!(render(template).as_deref(), Ok(wanted), "{template}");
         }
+    }
+
+    /// What Helm makes of the same files is committed beside them.
+    #[test]
+    fn helm_makes_the_same() {
+        let values: Value = mesh_api::yaml::from_str(include_str!("testdata/values.yaml")).unwrap();
+        let context = json!({
+            "Values": values,
+            "Release": {"Name": "name", "Namespace": "space"},
+            "Chart": {"Name": "chart"},
+        });
+        let files = Files::from([("files/a.txt", "A"), ("files/b.txt", "B"), ("files/c.yaml", "C")]);
+        let made = |text: &str| {
+            let mut templates = Templates::default();
+            templates.add("template.txt", text).unwrap();
+            templates.render(&context, &files).unwrap().remove(0).1
+        };
+        let template = include_str!("testdata/template.txt");
+        let unused: Vec<_> = functions::KNOWN.iter().filter(|name| !template.contains(**name)).collect();
+        assert_eq!(unused, [&"toYaml"], "every function is held against Helm's");
+        same_lines(&made(template), include_str!("testdata/template.helm.txt"));
+
+        // Quotes and the depth of lists may differ, so this is compared as it is read.
+        let read = |text: &str| mesh_api::yaml::from_str::<Value>(text).unwrap();
+        let (ours, helms) = (made(include_str!("testdata/yaml.txt")), include_str!("testdata/yaml.helm.txt"));
+        assert_eq!(read(&ours), read(helms), "{ours}");
+        assert_eq!(read(read(&ours)["block"].as_str().unwrap()), read(read(helms)["block"].as_str().unwrap()));
+    }
+
+    fn same_lines(ours: &str, helms: &str) {
+        for (line, (ours, helms)) in ours.lines().zip(helms.lines()).enumerate() {
+            assert_eq!(ours, helms, "line {}", line + 1);
+        }
+        assert_eq!(ours.len(), helms.len());
     }
 
     #[test]
@@ -102,10 +135,15 @@ mod tests {
         for (template, wanted) in [
             ("\n{{ if .Values.on }}", "t.yaml:2: no end for this if"),
             ("{{ end }}", "t.yaml:1: an end without a beginning"),
-            ("{{ nothing .Values.on }}", "t.yaml: no function nothing"),
+            ("{{ if .Values.off }}\n{{ nothing .Values.on }}{{ end }}", "t.yaml:2: no function nothing"),
             ("{{ .Values.none.deeper }}", "t.yaml: there is no deeper in nothing"),
             ("{{ fail \"not so\" }}", "t.yaml: not so"),
-            ("{{ required \"a name\" .Values.missing }}", "t.yaml: a name"),
+            ("{{ eq .Values.zero 0 }}", "t.yaml: float64 and float64 are not compared"),
+            ("{{ eq .Values.name true }}", "t.yaml: string and bool are not compared"),
+            ("{{ .Values.large }}", "t.yaml: Helm writes the number 1000000 with an exponent: use toJson"),
+            ("{{ printf \"%d\" .Values.name }}", "t.yaml: printf \"%d\" does not take string"),
+            ("{{ printf \"x\" 1 }}", "t.yaml: printf \"x\" has too many arguments"),
+            ("{{ trimSuffix \"a\" .Values.none }}", "t.yaml: trimSuffix does not take (string, invalid)"),
             ("{{ $x }}", "t.yaml: no variable $x"),
             ("{{ .Values.map }}", "t.yaml: a map is no text: use toYaml"),
             ("{{ \"open }}", "t.yaml:1: text without its end"),

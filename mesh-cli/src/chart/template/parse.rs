@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::functions::KNOWN;
+
 /// A piece of a template.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Node {
@@ -64,6 +66,9 @@ enum Piece {
     Action(usize, Vec<Word>),
 }
 
+/// What Go trims, and nothing else.
+const SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
+
 fn pieces(text: &str) -> Result<Vec<Piece>, Failure> {
     let (mut found, mut rest, mut line) = (Vec::new(), text, 1);
     let mut trim_next = false;
@@ -73,14 +78,14 @@ fn pieces(text: &str) -> Result<Vec<Piece>, Failure> {
             None => (rest, None),
         };
         let starts = line + before.matches('\n').count();
-        let mut shown = if trim_next { before.trim_start() } else { before };
+        let mut shown = if trim_next { before.trim_start_matches(SPACE) } else { before };
         let Some(action) = action else {
             found.push(Piece::Text(shown.to_owned()));
             return Ok(found);
         };
-        let action = match action.strip_prefix('-').filter(|a| a.starts_with(char::is_whitespace)) {
+        let action = match action.strip_prefix('-').filter(|a| a.starts_with(SPACE)) {
             Some(inner) => {
-                shown = shown.trim_end();
+                shown = shown.trim_end_matches(SPACE);
                 inner
             }
             None => action,
@@ -92,8 +97,9 @@ fn pieces(text: &str) -> Result<Vec<Piece>, Failure> {
             (starts, why.to_owned())
         })?;
         let inner = &action[..length];
-        trim_next = inner.ends_with('-') && inner[..length - 1].ends_with(char::is_whitespace);
-        let inner = if trim_next { &inner[..length - 1] } else { inner };
+        let trimming = inner.strip_suffix('-').filter(|rest| rest.ends_with(SPACE));
+        trim_next = trimming.is_some();
+        let inner = trimming.unwrap_or(inner);
         if !inner.trim_start().starts_with("/*") {
             found.push(Piece::Action(starts, words(inner).map_err(|why| (starts, why))?));
         }
@@ -364,16 +370,28 @@ fn command(rest: &mut &[Word], piped: Option<Expr>) -> Result<Expr, String> {
     }
     operands.extend(piped);
     match (function, operands.len()) {
-        (Some(name), _) => Ok(Expr::Call(name, operands)),
+        (Some(name), _) => call(name, operands),
         (None, 1) => operands.pop().ok_or_else(|| "a value is missing".to_owned()),
         (None, 0) => Err("a value is missing".to_owned()),
         (None, _) => Err("a value takes no arguments".to_owned()),
     }
 }
 
+/// A call of a function that there is.
+fn call(name: String, arguments: Vec<Expr>) -> Result<Expr, String> {
+    if METHODS.contains(&&*name) || KNOWN.contains(&&*name) {
+        Ok(Expr::Call(name, arguments))
+    } else {
+        Err(format!("no function {name}"))
+    }
+}
+
+/// Methods of `.Files`.
+const METHODS: [&str; 2] = ["Files.Get", "Files.Glob"];
+
 /// The function that a word names: a plain name, or a method of `.Files`.
 fn function_name(word: &str) -> Option<String> {
-    for method in ["Files.Get", "Files.Glob"] {
+    for method in METHODS {
         if word.strip_suffix(method).is_some_and(|before| matches!(before, "." | "$.")) {
             return Some(method.to_owned());
         }
@@ -420,7 +438,7 @@ fn plain(word: &str) -> Result<Expr, String> {
         "true" | "false" => Ok(Expr::Literal(Value::Bool(word == "true"))),
         "nil" => Ok(Expr::Literal(Value::Null)),
         // A function without arguments, as `list` or `dict`.
-        name if function_name(name).is_some() => Ok(Expr::Call(name.to_owned(), vec![])),
+        name if function_name(name).is_some() => call(name.to_owned(), vec![]),
         number => serde_json::from_str::<serde_json::Number>(number)
             .map(|n| Expr::Literal(Value::Number(n)))
             .map_err(|_| format!("{word} is not understood")),
