@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use super::manifest::{unparsable, wish};
 use crate::args::DiffArgs;
+use crate::client::cluster::{Cluster, block_on};
 use crate::exit::{self, Outcome};
 use crate::install::apply::{self, Action, content};
-use crate::install::cluster::{Cluster, block_on};
 use crate::install::render::components;
 use crate::output::print;
 
@@ -18,7 +18,7 @@ pub fn run(args: &DiffArgs) -> Outcome {
     let wish = wish(&args.wish, args.cluster.istio_namespace.clone(), None)?;
     let components = components(&wish).map_err(unparsable)?;
     block_on(async {
-        let cluster = Cluster::connect(&args.cluster).await?;
+        let cluster = Cluster::connect(&args.cluster.kube).await?;
         let mut different = false;
         for object in components.iter().flat_map(|c| &c.objects) {
             let done = apply::object(&cluster, object, true).await?;

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::install::confirmed;
 use crate::args::{Format, TagCommand, TagListArgs, TagRemoveArgs, TagSetArgs};
+use crate::client::cluster::{Cluster, block_on, gvk, name};
 use crate::exit::{self, Failure, Outcome};
 use crate::install::apply::{self, reference};
-use crate::install::cluster::{Cluster, block_on, gvk, name};
 use crate::install::render::{MANAGED_BY, REVISION};
 use crate::output::{Table, print, structured};
 
@@ -30,7 +30,7 @@ async fn webhooks(cluster: &Cluster, labels: &str) -> Result<Vec<Value>, Failure
 
 fn set(args: &TagSetArgs) -> Outcome {
     block_on(async {
-        let cluster = Cluster::connect(&args.cluster).await?;
+        let cluster = Cluster::connect(&args.cluster.kube).await?;
         let (tag, revision) = (&args.tag, &args.revision);
         let own = webhooks(&cluster, &format!("app=istiod,{REVISION}={revision},!{TAG}")).await?;
         let own = own.into_iter().next().ok_or_else(|| {
@@ -113,7 +113,7 @@ fn webhook(tag: &str, revision: &str, own: &Value) -> Value {
 
 fn list(args: &TagListArgs) -> Outcome {
     block_on(async {
-        let cluster = Cluster::connect(&args.cluster).await?;
+        let cluster = Cluster::connect(&args.cluster.kube).await?;
         let tags = webhooks(&cluster, TAG).await?;
         let namespaces = cluster.list(&gvk("", "v1", "Namespace"), None, "").await?;
         let label =
@@ -146,7 +146,7 @@ fn list(args: &TagListArgs) -> Outcome {
 
 fn remove(args: &TagRemoveArgs) -> Outcome {
     block_on(async {
-        let cluster = Cluster::connect(&args.cluster).await?;
+        let cluster = Cluster::connect(&args.cluster.kube).await?;
         let tag = &args.tag;
         let there = webhooks(&cluster, &format!("{TAG}={tag}")).await?;
         let webhook = there.first().ok_or_else(|| Failure::new(exit::NEGATIVE, format!("there is no tag {tag}")))?;

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::cluster::{Cluster, name, namespace, title};
 use super::render::{MANAGED_BY, REVISION};
+use crate::client::cluster::{Cluster, name, namespace, title};
 use crate::exit::Failure;
 use crate::output::Table;
 

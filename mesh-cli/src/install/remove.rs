@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::cluster::{Cluster, gvk, name};
 use super::render::{MANAGED_BY, REVISION};
+use crate::client::cluster::{Cluster, gvk, name};
 use crate::exit::Failure;
 
 /// Kinds that are installed, in the order in which they are removed: nothing may be asked that is gone already.
@@ -58,7 +58,7 @@ pub async fn everything(cluster: &Cluster, system: &str) -> Result<Vec<Value>, F
         &[("apiextensions.k8s.io", "v1", "CustomResourceDefinition"), ("", "v1", "Namespace")];
     all.extend(labelled(cluster, LAST, &ours).await?);
     let mut seen = std::collections::HashSet::new();
-    all.retain(|o| seen.insert(super::cluster::title(o)));
+    all.retain(|o| seen.insert(crate::client::cluster::title(o)));
     Ok(all)
 }
 
