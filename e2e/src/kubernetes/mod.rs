@@ -43,6 +43,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "mesh-rollout", run: |context| Box::pin(mesh::rollout::run(context)) },
     Scenario { name: "mesh-workloads", run: |context| Box::pin(mesh::workloads::run(context)) },
     Scenario { name: "mesh-control-plane", run: |context| Box::pin(mesh::control_plane::run(context)) },
+    Scenario { name: "mesh-commands", run: |context| Box::pin(mesh::commands::run(context)) },
     Scenario { name: "two-clusters", run: |context| Box::pin(machinery::two(context)) },
 ];
 
