@@ -43,8 +43,11 @@ pub struct Forward {
     /// What is said and heard.
     pub stream: DuplexStream,
     /// Why the port cannot be used, once that is told.
-    pub broken: Pin<Box<dyn Future<Output = Option<String>> + Send>>,
+    pub broken: Broken,
 }
+
+/// Ends when a port cannot be used, with the reason.
+pub type Broken = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
 
 /// Runs a command that talks to a cluster.
 ///

@@ -1,18 +1,21 @@
 //! One request to a debug or admin server, by its address or through a port-forward of the API server.
 
 use std::net::ToSocketAddrs as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::client::conn::http1;
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::cluster::{Cluster, Forward};
+use super::cluster::{Broken, Cluster, Forward};
 use super::pods::PodName;
 use crate::args::ControlArgs;
 use crate::exit::{FORBIDDEN, Failure, NEGATIVE, TIMEOUT, UNREACHABLE};
@@ -61,7 +64,20 @@ enum Place {
     /// `HOST:PORT`.
     Address(String),
     /// A port of a pod.
-    Pod { cluster: Cluster, pod: PodName, port: u16 },
+    Pod { cluster: Cluster, pod: PodName, port: u16, line: Arc<Mutex<Option<Line>>> },
+}
+
+/// A connection through the API server, which costs much more than a request: it serves one request after another.
+struct Line {
+    sender: SendRequest<Empty<Bytes>>,
+    /// Why the port cannot be used, once that is told.
+    broken: Broken,
+}
+
+impl std::fmt::Debug for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Line").finish_non_exhaustive()
+    }
 }
 
 impl Server {
@@ -82,7 +98,7 @@ impl Server {
 
     /// A port of a pod's own loopback device.
     pub fn pod(cluster: &Cluster, pod: &PodName, port: u16) -> Self {
-        let place = Place::Pod { cluster: cluster.clone(), pod: pod.clone(), port };
+        let place = Place::Pod { cluster: cluster.clone(), pod: pod.clone(), port, line: Arc::default() };
         Self { place, token: None, advice: "Does it run, and with a proxy? meshctl describe pod tells." }
     }
 
@@ -152,39 +168,44 @@ impl Server {
     /// Whatever the status.
     async fn ask(&self, method: Method, path: &str) -> Result<Answer, Failure> {
         let request = self.request(method, path)?;
-        let late = |how_long: Duration| format!("it did not answer within {how_long:?}");
+        let late = || self.unreachable(&format!("it did not answer within {CONNECTED:?}"));
         match &self.place {
             Place::Address(address) => {
-                let connected = timeout(CONNECTED, TcpStream::connect(address)).await;
-                let stream = match connected {
-                    Ok(Ok(stream)) => stream,
-                    Ok(Err(why)) => return Err(self.unreachable(&why.to_string())),
-                    Err(_) => return Err(self.unreachable(&late(CONNECTED))),
-                };
+                let connected = timeout(CONNECTED, TcpStream::connect(address)).await.map_err(|_| late())?;
+                let stream = connected.map_err(|why| self.unreachable(&why.to_string()))?;
                 self.answered(timeout(PATIENCE, exchange(stream, request)).await)
             }
-            Place::Pod { cluster, pod, port } => {
-                let connected = timeout(CONNECTED, cluster.forward(pod, *port)).await;
-                let Forward { stream, broken } = match connected {
-                    Ok(forward) => forward?,
-                    Err(_) => return Err(self.unreachable(&late(CONNECTED))),
-                };
-                let exchanged = timeout(PATIENCE, exchange(stream, request)).await;
-                if let Ok(Err(_)) = &exchanged {
+            Place::Pod { cluster, pod, port, line } => {
+                let mut line = line.lock().await;
+                // One that was used before may be closed by now.
+                if let Some(open) = line.as_mut() {
+                    match timeout(PATIENCE, send(&mut open.sender, request.clone())).await {
+                        Ok(Err(_)) => *line = None,
+                        answered => return self.answered(answered),
+                    }
+                }
+                let connected = timeout(CONNECTED, cluster.forward(pod, *port)).await.map_err(|_| late())?;
+                let Forward { stream, broken } = connected?;
+                let sender = open(stream).await.map_err(|why| self.unreachable(&why))?;
+                let open = line.insert(Line { sender, broken });
+                let answered = timeout(PATIENCE, send(&mut open.sender, request)).await;
+                if let Ok(Err(_)) = &answered {
                     // The API server says why better than the stream that it closed.
-                    if let Ok(Some(why)) = timeout(Duration::from_millis(100), broken).await {
+                    let broken = timeout(Duration::from_millis(100), &mut open.broken).await;
+                    *line = None;
+                    if let Ok(Some(why)) = broken {
                         return Err(self.unreachable(why.trim()));
                     }
                 }
-                self.answered(exchanged)
+                self.answered(answered)
             }
         }
     }
 
     fn request(&self, method: Method, path: &str) -> Result<Request<Empty<Bytes>>, Failure> {
-        let host = match &self.place {
-            Place::Address(address) => address.as_str(),
-            Place::Pod { .. } => "localhost",
+        let (host, connection) = match &self.place {
+            Place::Address(address) => (address.as_str(), "close"),
+            Place::Pod { .. } => ("localhost", "keep-alive"),
         };
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
         if let Some(token) = &self.token {
@@ -192,7 +213,7 @@ impl Server {
         }
         request
             .header(header::ACCEPT, "*/*")
-            .header(header::CONNECTION, "close")
+            .header(header::CONNECTION, connection)
             .body(Empty::new())
             .map_err(|why| Failure::new(NEGATIVE, format!("{} cannot be asked: {why}", self.url(path))))
     }
@@ -214,22 +235,26 @@ impl Server {
 }
 
 /// One request on one connection.
-async fn exchange(
-    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
-    request: Request<Empty<Bytes>>,
-) -> Result<Answer, String> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
-    // It ends with the answer; what went wrong with it the answer tells, too.
-    let connection = tokio::spawn(connection);
-    let answer = async {
-        let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
-        let (head, body) = response.into_parts();
-        let body = Limited::new(body, MAX_BODY).collect().await.map_err(|e| e.to_string())?;
-        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: body.to_bytes() })
-    };
-    let answer = answer.await;
-    connection.abort();
-    answer
+async fn exchange(stream: TcpStream, request: Request<Empty<Bytes>>) -> Result<Answer, String> {
+    send(&mut open(stream).await?, request).await
+}
+
+/// A connection that ends when nobody sends any more.
+async fn open(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) -> Result<SendRequest<Empty<Bytes>>, String> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    // What goes wrong with it requests tell, too.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+async fn send(sender: &mut SendRequest<Empty<Bytes>>, request: Request<Empty<Bytes>>) -> Result<Answer, String> {
+    sender.ready().await.map_err(|e| e.to_string())?;
+    let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, MAX_BODY).collect().await.map_err(|e| e.to_string())?;
+    Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: body.to_bytes() })
 }
 
 /// `HOST:PORT` of what may be written as a URL.
