@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::args::{Args, Command, ManifestCommand};
+use crate::args::{Args, CheckArgs, Command, ExperimentalCommand, ManifestCommand};
 use crate::exit::Failure;
 
 #[global_allocator]
@@ -52,6 +52,13 @@ fn main() -> ExitCode {
         Command::Profile(a) => cmd::manifest::profile(&a),
         Command::Tag(a) => cmd::tag::run(&a),
         Command::Version(a) => cmd::version::run(&a),
+        Command::Check(a) => cmd::check::run(&a),
+        Command::CheckInject(a) | Command::Experimental(ExperimentalCommand::CheckInject(a)) => {
+            cmd::check_inject::run(&a)
+        }
+        Command::Describe(a) | Command::Experimental(ExperimentalCommand::Describe(a)) => cmd::describe::run(&a),
+        Command::Experimental(ExperimentalCommand::Precheck(a)) => cmd::check::run(&CheckArgs::before(a)),
+        Command::Create(a) => cmd::create::run(&a),
         Command::Completion(a) => cmd::completion::run(&a),
     };
     match result {

@@ -66,12 +66,17 @@ fn findings_are_suppressed_by_code_and_object() {
 
 #[test]
 fn exit_codes() {
-    for args in
-        [&[][..], &["in.yaml", "-A", "-n", "a"], &["in.yaml", "-o", "xml"], &["in.yaml", "--failure-threshold", "b"]]
-    {
+    for args in [
+        &["--use-kube=false"][..],
+        &["in.yaml", "-A", "-n", "a"],
+        &["in.yaml", "-o", "xml"],
+        &["in.yaml", "--failure-threshold", "b"],
+    ] {
         assert_eq!(analyze(args).code, 64, "{args:?}");
     }
     assert_eq!(analyze(&["gone.yaml"]).code, 65);
+    let nothing = analyze(&[]);
+    assert_eq!((nothing.code, nothing.out.as_str()), (69, ""), "without files a cluster is asked: {nothing:?}");
     let read = |text: &str, format: &str| {
         let mut child = meshctl()
             .args(["analyze", "-f", "-", "-o", format])

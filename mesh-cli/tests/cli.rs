@@ -118,15 +118,53 @@ fn version_tells_what_the_control_plane_is() {
     let (address, _) =
         server(Some("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n12\r\nmesh-control-1.2.3\r\n0\r\n\r\n"));
     let both = run(["version", "--control", &address]);
-    assert!(both.out.contains("control plane version: mesh-control-1.2.3"), "{both:?}");
+    assert!(both.out.contains("control plane version: 1.2.3"), "{both:?}");
     let yaml = run(["version", "--control", &address, "-o", "yaml"]);
-    assert!(yaml.out.contains("mesh-control-1.2.3") && yaml.out.contains("clientVersion"), "{yaml:?}");
+    assert!(yaml.out.contains("version: 1.2.3") && yaml.out.contains("clientVersion"), "{yaml:?}");
     // Whoever does not know the page is no control plane of version 9.9.9.
     let (address, _) = server(Some("HTTP/1.1 404 Not Found\r\ncontent-length: 15\r\n\r\nnginx/9.9.9 404"));
     let foreign = run(["version", "--control", &address]);
     assert_eq!(foreign.code, 0, "{foreign:?}");
     assert!(!foreign.out.contains("9.9.9"), "{foreign:?}");
     assert!(foreign.err.contains("unknown"), "{foreign:?}");
+}
+
+#[test]
+fn without_an_address_a_cluster_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let closed = support::closed_port();
+    let kubeconfig = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+         clusters: [{{name: c, cluster: {{server: 'http://{closed}'}}}}]\nusers: [{{name: u, user: {{}}}}]\n"
+    );
+    let path = file(dir.path(), "kubeconfig", &kubeconfig);
+    let asks: [&[&str]; 8] = [
+        &["ps"],
+        &["pc", "cluster", "a.shop"],
+        &["pc", "log", "a.shop"],
+        &["check"],
+        &["check-inject", "deployment/a"],
+        &["x", "describe", "pod", "a"],
+        &["create", "token", "a"],
+        &["analyze"],
+    ];
+    for words in asks {
+        for (named, by_env) in [(vec!["--kubeconfig", &path], None), (vec![], Some(&path))] {
+            let mut command = meshctl();
+            command.args(words).args(named);
+            if let Some(path) = by_env {
+                command.env("KUBECONFIG", path);
+            }
+            let ended = ended(&mut command);
+            assert_eq!((ended.code, ended.out.as_str()), (69, ""), "{words:?}: {ended:?}");
+            assert!(ended.err.contains("API server cannot be reached"), "{words:?}: {}", ended.err);
+        }
+    }
+    // An address that is named counts more.
+    let (control, heads) = server(Some("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]"));
+    let ended = ended(meshctl().args(["ps", "--kubeconfig", &path]).env("MESHCTL_CONTROL", &control));
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(heads.recv().unwrap().starts_with("GET /debug/syncz"));
 }
 
 #[test]

@@ -52,7 +52,9 @@ fn a_live_mesh_is_shown_in_all_parts_and_forms() {
     let missing = demo.run("ps nobody");
     assert!(missing.code == 1 && missing.err.contains("nobody"), "{missing:?}");
     let version = shown(&demo, "version");
-    assert!(version.contains("control plane version: mesh-control-"), "{version}");
+    let own = env!("CARGO_PKG_VERSION");
+    assert!(version.contains(&format!("control plane version: {own}\n")), "{version}");
+    assert!(version.contains(&format!("data plane version: {own} (5 proxies)")), "{version}");
 }
 
 fn proxy_status(demo: &Demo) {

@@ -53,6 +53,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "mesh-protocols", run: |context| Box::pin(mesh::protocols::run(context)) },
     Scenario { name: "mesh-envoy", run: |context| Box::pin(mesh::envoy_sidecar::run(context)) },
     Scenario { name: "mesh-faults", run: |context| Box::pin(mesh::faults::run(context)) },
+    Scenario { name: "mesh-commands", run: |context| Box::pin(mesh::commands::run(context)) },
     Scenario { name: "two-clusters", run: |context| Box::pin(machinery::two(context)) },
 ];
 

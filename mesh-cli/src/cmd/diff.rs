@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use super::manifest::{unparsable, wish};
 use crate::args::DiffArgs;
+use crate::client::cluster::{Cluster, block_on};
 use crate::exit::{self, Outcome};
 use crate::install::apply::{self, Action, content};
-use crate::install::cluster::{Cluster, block_on};
 use crate::install::render::{components, unwanted};
 use crate::output::print;
 
@@ -20,7 +20,7 @@ pub fn run(args: &DiffArgs) -> Outcome {
     let wish = wish(&args.wish, args.cluster.istio_namespace.clone(), None)?;
     let components = components(&wish).map_err(unparsable)?;
     block_on(async {
-        let cluster = Cluster::connect(&args.cluster).await?;
+        let cluster = Cluster::connect(&args.cluster.kube).await?;
         let mut different = false;
         let mut all = Vec::new();
         for component in components.into_iter().chain(unwanted(&wish)) {

@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use super::manifest::{unparsable, wish};
 use crate::args::InstallArgs;
+use crate::client::cluster::{Cluster, block_on, gvk};
 use crate::exit::{self, Failure, Outcome};
 use crate::install::apply::{self, Action, Done};
-use crate::install::cluster::{Cluster, block_on, gvk};
 use crate::install::operator::Wish;
 use crate::install::render::{Component, components, unwanted};
 use crate::install::wait;
@@ -22,7 +22,7 @@ pub fn run(args: &InstallArgs, word: &str) -> Outcome {
     let wish = wish(&args.wish, args.cluster.istio_namespace.clone(), None)?;
     let components = components(&wish).map_err(unparsable)?;
     block_on(async {
-        let cluster = Cluster::connect(&args.cluster).await?;
+        let cluster = Cluster::connect(&args.cluster.kube).await?;
         let version = cluster.version().await?;
         advise(&cluster).await;
         if args.dry_run {

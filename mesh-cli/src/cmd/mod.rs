@@ -1,7 +1,11 @@
 //! Commands, one a module.
 
 pub mod analyze;
+pub mod check;
+pub mod check_inject;
 pub mod completion;
+pub mod create;
+pub mod describe;
 pub mod diff;
 pub mod inject;
 pub mod install;

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::install::confirmed;
 use crate::args::{Format, TagCommand, TagListArgs, TagRemoveArgs, TagSetArgs};
+use crate::client::cluster::{Cluster, block_on, gvk, name};
 use crate::exit::{self, Failure, Outcome};
 use crate::install::apply::{self, reference};
-use crate::install::cluster::{Cluster, block_on, gvk, name};
 use crate::install::operator::NAMESPACE;
 use crate::install::render::{MANAGED_BY, REVISION};
 use crate::output::{Table, print, structured};
@@ -38,7 +38,7 @@ async fn validators(cluster: &Cluster, labels: &str) -> Result<Vec<Value>, Failu
 
 fn set(args: &TagSetArgs) -> Outcome {
     block_on(async {
-        let cluster = Cluster::connect(&args.cluster).await?;
+        let cluster = Cluster::connect(&args.cluster.kube).await?;
         let (tag, revision) = (&args.tag, &args.revision);
         let own = webhooks(&cluster, &format!("app=istiod,{REVISION}={revision},!{TAG}")).await?;
         let own = own.into_iter().next().ok_or_else(|| {
@@ -159,7 +159,7 @@ fn webhook(tag: &str, revision: &str, own: &Value) -> Value {
 
 fn list(args: &TagListArgs) -> Outcome {
     block_on(async {
-        let cluster = Cluster::connect(&args.cluster).await?;
+        let cluster = Cluster::connect(&args.cluster.kube).await?;
         let tags = webhooks(&cluster, TAG).await?;
         let namespaces = cluster.list(&gvk("", "v1", "Namespace"), None, "").await?;
         let label =
@@ -192,7 +192,7 @@ fn list(args: &TagListArgs) -> Outcome {
 
 fn remove(args: &TagRemoveArgs) -> Outcome {
     block_on(async {
-        let cluster = Cluster::connect(&args.cluster).await?;
+        let cluster = Cluster::connect(&args.cluster.kube).await?;
         let tag = &args.tag;
         let there = webhooks(&cluster, &format!("{TAG}={tag}")).await?;
         if there.is_empty() {

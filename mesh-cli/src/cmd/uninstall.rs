@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 use super::install::{GONE, confirmed};
 use crate::args::UninstallArgs;
+use crate::client::cluster::{Cluster, block_on, title};
 use crate::exit::{self, Failure, Outcome};
 use crate::install::apply::reference;
-use crate::install::cluster::{Cluster, block_on, title};
 use crate::install::operator::NAMESPACE;
 use crate::install::remove;
 use crate::output::{BOLD, GREEN, print};
@@ -18,7 +18,7 @@ use crate::output::{BOLD, GREEN, print};
 /// Uninstalls.
 pub fn run(args: &UninstallArgs) -> Outcome {
     block_on(async {
-        let cluster = Cluster::connect(&args.cluster).await?;
+        let cluster = Cluster::connect(&args.cluster.kube).await?;
         let system = args.cluster.istio_namespace.as_deref().unwrap_or(NAMESPACE);
         let found = match &args.revision {
             Some(revision) => remove::revision(&cluster, revision).await?,

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::cluster::{Cluster, name, namespace, title};
 use super::remove;
 use super::render::{Component, MANAGED_BY, REVISION};
+use crate::client::cluster::{Cluster, name, namespace, title};
 use crate::exit::Failure;
 use crate::output::Table;
 

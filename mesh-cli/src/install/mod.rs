@@ -5,7 +5,6 @@
 //! field manager `meshctl`, so what others set in them stays, and a second run changes nothing.
 
 pub mod apply;
-pub mod cluster;
 #[cfg(test)]
 mod crds;
 pub mod operator;

@@ -7,8 +7,8 @@ use std::collections::{BTreeSet, HashSet};
 
 use serde_json::Value;
 
-use super::cluster::{Cluster, gvk, name, namespace, title};
 use super::render::{Component, INSTALLED, MANAGED_BY, REVISION};
+use crate::client::cluster::{Cluster, gvk, name, namespace, title};
 use crate::exit::Failure;
 
 /// Group, version and kind.

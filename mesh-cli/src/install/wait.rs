@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::cluster::{Cluster, gvk, name, namespace, title};
+use crate::client::cluster::{Cluster, gvk, name, namespace, title};
 use crate::exit::{self, Failure};
 
 /// Between two questions.
@@ -51,7 +51,7 @@ pub async fn ready(
 }
 
 /// What an object still lacks; `None`: it is ready.
-fn unready(live: &Value) -> Option<String> {
+pub fn unready(live: &Value) -> Option<String> {
     match live["kind"].as_str() {
         None => Some("it is not there".to_owned()),
         Some("CustomResourceDefinition") => {
@@ -77,7 +77,7 @@ fn unready(live: &Value) -> Option<String> {
 }
 
 /// Why pods of a Deployment are not ready: their conditions, what containers wait for, events.
-async fn reasons(cluster: &Cluster, deployment: &Value) -> Vec<String> {
+pub async fn reasons(cluster: &Cluster, deployment: &Value) -> Vec<String> {
     let space = namespace(deployment);
     let labels = deployment["spec"]["selector"]["matchLabels"].as_object();
     let pair = |(key, value): (&String, &Value)| format!("{key}={}", value.as_str().unwrap_or_default());

@@ -16,9 +16,19 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The program, without what the environment of the test may say to it.
 pub fn meshctl() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_meshctl"));
-    for name in ["MESHCTL_CONTROL", "MESHCTL_TOKEN", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+    for name in [
+        "MESHCTL_CONTROL",
+        "MESHCTL_TOKEN",
+        "KUBECONFIG",
+        "KUBERNETES_SERVICE_HOST",
+        "NO_COLOR",
+        "CLICOLOR",
+        "CLICOLOR_FORCE",
+    ] {
         command.env_remove(name);
     }
+    // No kubeconfig is there.
+    command.env("HOME", "/dev/null");
     command.stdin(Stdio::null());
     command
 }

@@ -1,9 +1,11 @@
 //! Manifests that are read once and together, without a folder being watched: what commands and tests check. Says of
 //! them what the control plane would say, by the same reading, validation and references.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use serde_json::Value;
 
 use super::manifest;
 use super::object::{Object, ObjectKey};
@@ -14,6 +16,8 @@ use crate::validate::{Finding, Level, codes, references};
 pub struct Bundle {
     objects: BTreeMap<ObjectKey, Arc<Object>>,
     texts: BTreeMap<PathBuf, String>,
+    /// Keys of everything in files, whether it can be used or not.
+    declared: BTreeSet<ObjectKey>,
     findings: Vec<Finding>,
     unparsable: bool,
 }
@@ -24,6 +28,7 @@ impl Bundle {
         for reading in manifest::read(file, &text) {
             self.unparsable |= reading.key.is_none() && reading.findings.iter().any(|f| f.level == Level::Error);
             self.findings.extend(reading.findings);
+            self.declared.extend(reading.key);
             let Some(object) = reading.object else { continue };
             if let Some(first) = self.objects.get(&object.key) {
                 self.findings.push(declared_twice(first, &object));
@@ -32,6 +37,19 @@ impl Bundle {
             }
         }
         self.texts.insert(file.to_owned(), text);
+    }
+
+    /// Takes an object of an API server in, unless a file has said what it is to be: files, which come first, lie over
+    /// what is there.
+    pub fn add_live(&mut self, object: Value) {
+        let reading = manifest::read_object(object);
+        if reading.key.as_ref().is_some_and(|key| self.declared.contains(key)) {
+            return;
+        }
+        self.findings.extend(reading.findings);
+        if let Some(object) = reading.object {
+            self.objects.insert(object.key.clone(), Arc::new(object));
+        }
     }
 
     /// Number of objects that can be used.
@@ -57,7 +75,8 @@ impl Bundle {
             }
         }
         findings.extend(between);
-        findings.sort_by(|a, b| (&a.file, a.line, a.column, a.code).cmp(&(&b.file, b.line, b.column, b.code)));
+        let place = |f: &Finding| (f.file.clone(), f.line, f.column, f.object.clone(), f.code);
+        findings.sort_by_cached_key(place);
         findings
     }
 }
@@ -121,6 +140,26 @@ mod tests {
             page.lines().filter(|l| l.starts_with("| IST") || l.starts_with("| MESH")).count(),
             codes::ALL.len()
         );
+    }
+
+    #[test]
+    fn files_lie_over_what_is_there() {
+        let live = |version: &str| {
+            serde_json::json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+                "metadata": {"name": "web", "namespace": "shop", "uid": "1"},
+                "spec": {"hosts": ["web"], "http": [{"route": [{"destination": {"host": format!("web-{version}")}}]}]}})
+        };
+        let missing = |bundle: Bundle| -> Vec<String> {
+            bundle.findings(DEFAULT_DOMAIN).into_iter().map(|f| f.message).filter(|m| m.contains("web-")).collect()
+        };
+        let mut bundle = Bundle::default();
+        bundle.add_live(live("live"));
+        assert!(missing(bundle).iter().all(|m| m.contains("web-live")), "what is there is looked at");
+        let mut bundle = Bundle::default();
+        bundle.add(Path::new("web.json"), live("file").to_string());
+        bundle.add_live(live("live"));
+        let said = missing(bundle);
+        assert!(!said.is_empty() && said.iter().all(|m| m.contains("web-file")), "{said:?}");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub(super) mod bookstore;
 mod certificates;
+pub(super) mod commands;
 pub(super) mod control_plane;
 pub(super) mod envoy_sidecar;
 pub(super) mod faults;
@@ -38,13 +39,20 @@ const SETTINGS: &[&str] = &["--set", "profile=demo", "--set", "hub=localhost/mes
 
 /// Runs `meshctl` on the cluster; what it printed.
 pub(super) async fn meshctl(context: &Context<'_>, args: &[&str]) -> Result<String> {
-    let program = crate::python::binaries()?.join("meshctl");
-    let mut command = Command::new(program);
-    command.args(args).arg("--kubeconfig").arg(context.cluster().kubeconfig());
-    let done = command.stdin(std::process::Stdio::null()).output().await.context("meshctl")?;
+    let done = meshctl_ends(context, args).await?;
     let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     ensure!(done.status.success(), "meshctl {}: {}\n{out}{err}", args.join(" "), done.status);
     Ok(format!("{out}{err}"))
+}
+
+/// Runs `meshctl` on the cluster to its end, whatever that is.
+async fn meshctl_ends(context: &Context<'_>, args: &[&str]) -> Result<std::process::Output> {
+    let program = crate::python::binaries()?.join("meshctl");
+    let mut command = Command::new(program);
+    command.args(args).arg("--kubeconfig").arg(context.cluster().kubeconfig());
+    // What this machine says of other meshes is not meant.
+    command.env_remove("MESHCTL_CONTROL").env_remove("MESHCTL_TOKEN");
+    command.stdin(std::process::Stdio::null()).output().await.context("meshctl")
 }
 
 /// Installs the mesh; one that is there changes nothing.

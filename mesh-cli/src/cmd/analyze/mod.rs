@@ -1,7 +1,8 @@
-//! `meshctl analyze`: what is wrong, unreachable or in conflict in manifests, with Istio's codes. The findings are the
-//! control plane's own; this chooses among them and shows them.
+//! `meshctl analyze`: what is wrong, unreachable or in conflict in manifests and in a cluster, with Istio's codes. The
+//! findings are the control plane's own; this chooses among them and shows them.
 
 mod formats;
+mod live;
 
 use std::process::ExitCode;
 
@@ -13,6 +14,9 @@ use super::validate;
 use crate::args::{AnalyzeArgs, Color, Format, ReportFormat, Threshold};
 use crate::exit::{self, Failure, Outcome};
 use crate::output::{Table, print, structured};
+
+/// Namespaces of Kubernetes itself, whose objects nobody here can change.
+const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 
 /// Reads everything named and reports; the exit code does not depend on the format.
 pub fn run(args: &AnalyzeArgs) -> Outcome {
@@ -31,10 +35,20 @@ pub fn run(args: &AnalyzeArgs) -> Outcome {
     }
     let suppressed = args.suppress.iter().map(|text| Suppression::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let paths: Vec<_> = args.filename.iter().chain(&args.paths).cloned().collect();
-    let bundle = validate::bundle(&paths)?;
+    let use_kube = args.use_kube.unwrap_or(paths.is_empty());
+    if !use_kube && paths.is_empty() {
+        return Err(Failure::new(exit::USAGE, "name files or folders, or leave out --use-kube=false"));
+    }
+    let mut bundle = validate::bundle(&paths)?;
+    let cluster = if use_kube { Some(live::add(&args.kube, &mut bundle)?) } else { None };
+    let of_context = cluster.as_ref().map(|c| c.namespace.clone()).filter(|_| !args.all_namespaces);
+    let namespace = args.namespace.clone().or(of_context);
     let (objects, unparsable) = (bundle.objects(), bundle.unparsable());
     let mut findings = bundle.findings(DEFAULT_DOMAIN);
-    findings.retain(|f| in_namespace(f, args.namespace.as_deref()) && !suppressed.iter().any(|s| s.covers(f)));
+    findings.retain(|f| in_namespace(f, namespace.as_deref()) && !suppressed.iter().any(|s| s.covers(f)));
+    if let Some(cluster) = &cluster {
+        findings.retain(|f| !cluster.hides(f) && (namespace.is_some() || !of_kubernetes(f)));
+    }
     let failure = of(args.failure_threshold);
     let fails = findings.iter().any(|f| f.level >= failure);
     // What makes the command fail is always shown.
@@ -85,6 +99,12 @@ fn log(findings: &[Finding], objects: usize) {
         let (errors, warnings, infos) = (count(Level::Error), count(Level::Warning), count(Level::Info));
         eprintln!("{errors} errors, {warnings} warnings, {infos} remarks in {objects} objects that can be used");
     }
+}
+
+/// It is about an object of Kubernetes itself.
+fn of_kubernetes(finding: &Finding) -> bool {
+    let system = |name: &str| SYSTEM_NAMESPACES.contains(&name);
+    finding.object.as_ref().is_some_and(|o| system(&o.namespace) || (o.kind == Kind::Namespace && system(&o.name)))
 }
 
 /// What is no object belongs to every namespace.

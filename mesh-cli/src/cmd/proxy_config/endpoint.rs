@@ -11,8 +11,7 @@ use crate::output::Table;
 /// ENDPOINT, STATUS, OUTLIER CHECK, CLUSTER and the service that is the cause. Whether an endpoint is ejected only the
 /// proxy itself knows.
 pub fn view(dump: &Dump, args: &PartArgs) -> (Table, Vec<Value>) {
-    let lists = [("static_endpoint_configs", "/endpoint_config"), ("dynamic_endpoint_configs", "/endpoint_config")];
-    let mut all = dump.resources("EndpointsConfigDump", &lists);
+    let mut all = dump.endpoints();
     all.sort_by_key(|e| str_at(e, "/cluster_name"));
     all.retain(|e| args.cluster.as_deref().is_none_or(|c| c == str_at(e, "/cluster_name")));
     let (services, ejected) = (dump.services(), dump.health.as_ref().map(ejected));

@@ -8,8 +8,7 @@ use crate::output::Table;
 
 /// ADDRESSES, PORT, MATCH, DESTINATION and the cause.
 pub fn view(dump: &Dump, args: &PartArgs) -> (Table, Vec<Value>) {
-    let lists = [("static_listeners", "/listener"), ("dynamic_listeners", "/active_state/listener")];
-    let mut all = dump.resources("ListenersConfigDump", &lists);
+    let mut all = dump.listeners();
     all.sort_by_key(|l| address(l.get("address").unwrap_or(&Value::Null)));
     let place = |l: &Value| address(l.get("address").unwrap_or(&Value::Null));
     all.retain(|l| {

@@ -4,7 +4,8 @@
 mod cluster;
 mod endpoint;
 mod listener;
-mod route;
+mod log;
+pub mod route;
 mod secret;
 
 use std::collections::HashMap;
@@ -15,6 +16,9 @@ use serde_json::{Value, json};
 
 use crate::args::{ConfigArgs, Format, Part, PartArgs};
 use crate::client::Server;
+use crate::client::cluster::block_on;
+use crate::client::mesh::Mesh;
+use crate::client::pods::PodName;
 use crate::exit::{Failure, NEGATIVE, Outcome, UNPARSABLE, USAGE};
 use crate::output::{Table, print, structured};
 
@@ -28,8 +32,9 @@ pub fn run(args: &ConfigArgs) -> Outcome {
         Part::Secret(a) => ("secrets", a),
         Part::Bootstrap(a) => ("bootstrap", a),
         Part::All(a) => ("all", a),
+        Part::Log(a) => return log::run(a),
     };
-    let dump = Dump::read(part, options)?;
+    let dump = block_on(Dump::read(part, options))?;
     let wanted = |name: &str| part == name || part == "all";
     let mut blocks = Vec::new();
     let mut whole = serde_json::Map::new();
@@ -69,8 +74,8 @@ type View = fn(&Dump, &PartArgs) -> (Table, Vec<Value>);
 const ADMIN_HEADER: &str = "x-proxy-admin";
 
 /// A config_dump, and what only the proxy itself knows beside it.
-#[derive(Default)]
-struct Dump {
+#[derive(Debug, Default)]
+pub struct Dump {
     configs: Vec<Value>,
     /// Its `/clusters`: which endpoints are ejected.
     health: Option<Value>,
@@ -79,54 +84,119 @@ struct Dump {
 }
 
 impl Dump {
-    fn read(part: &str, args: &PartArgs) -> Result<Self, Failure> {
+    async fn read(part: &str, args: &PartArgs) -> Result<Self, Failure> {
         if let Some(file) = &args.file {
             let fail = |e: &dyn std::fmt::Display| Failure::new(UNPARSABLE, format!("{}: {e}", file.display()));
             let text = std::fs::read_to_string(file).map_err(|e| fail(&e))?;
             return Self::of(&serde_json::from_str(&text).map_err(|e| fail(&e))?);
         }
         if let Some(admin) = &args.admin {
-            return Self::of_proxy(part, &Server::admin(admin));
+            return Self::of_proxy(part, &Server::admin(admin)).await;
         }
-        let Some(proxy) = &args.proxy else {
+        let Some(word) = &args.proxy else {
             return Err(Failure::new(USAGE, "name a proxy, --admin or --file"));
         };
-        let control = Server::control(&args.control);
-        let path = format!("/debug/config_dump?proxyID={proxy}");
-        if matches!(part, "secrets" | "endpoints" | "bootstrap" | "all")
-            && let Some(admin) = admin_of(&control, &path)?
-        {
-            match Self::of_proxy(part, &admin) {
+        let mesh = Mesh::find(&args.mesh).await?;
+        let proxy = mesh.pods(word).await?;
+        let proxy = proxy.first().ok_or_else(|| Failure::new(NEGATIVE, format!("{word} has no pods")))?;
+        // Certificates, states of endpoints and the bootstrap only the proxy itself can tell.
+        let own = matches!(part, "secrets" | "endpoints" | "bootstrap" | "all");
+        match mesh.cluster() {
+            Some(cluster) => {
+                let admin = Server::pod(cluster, proxy, args.port_of_admin.proxy_admin_port);
+                Self::in_cluster(part, &mesh, proxy, &admin, own).await
+            }
+            None => Self::by_address(part, &mesh, proxy, own).await,
+        }
+    }
+
+    /// From the control plane at an address, which may know where the proxy itself is.
+    async fn by_address(part: &str, mesh: &Mesh<'_>, proxy: &PodName, own: bool) -> Result<Self, Failure> {
+        if own && let Some(admin) = admin_of(mesh, proxy).await? {
+            match Self::of_proxy(part, &admin).await {
                 Ok(dump) if dump.is_of(proxy) => return Ok(dump),
-                Ok(_) => anstream::eprintln!("{} is the admin server of another proxy", admin.address()),
+                Ok(_) => anstream::eprintln!("{} is the admin server of another proxy", admin.name()),
                 Err(why) => anstream::eprintln!("the control plane is asked instead of the proxy: {}", why.message),
             }
         }
-        Self::of(&control.json(&path)?)
+        Self::of_control(mesh, proxy).await
     }
 
-    fn of(value: &Value) -> Result<Self, Failure> {
+    /// From the proxy itself or the control plane, whichever is to tell; from the other when that cannot be asked.
+    async fn in_cluster(
+        part: &str,
+        mesh: &Mesh<'_>,
+        proxy: &PodName,
+        admin: &Server,
+        own: bool,
+    ) -> Result<Self, Failure> {
+        if own {
+            let failure = match Self::of_proxy(part, admin).await {
+                Ok(dump) => return Ok(dump),
+                Err(failure) => failure,
+            };
+            return match Self::of_control(mesh, proxy).await {
+                Ok(dump) => {
+                    anstream::eprintln!("the control plane is asked instead of the proxy: {}", failure.message);
+                    Ok(dump)
+                }
+                Err(_) => Err(failure),
+            };
+        }
+        let failure = match Self::of_control(mesh, proxy).await {
+            Ok(dump) => return Ok(dump),
+            Err(failure) => failure,
+        };
+        match Self::of_proxy(part, admin).await {
+            Ok(dump) => {
+                anstream::eprintln!("the proxy itself is asked instead of the control plane: {}", failure.message);
+                Ok(dump)
+            }
+            Err(own) => {
+                let message = format!("{}\nThe proxy does not tell either: {}", failure.message, own.message);
+                Err(Failure { code: failure.code, message })
+            }
+        }
+    }
+
+    /// What the control plane has sent to a proxy.
+    ///
+    /// # Errors
+    /// When it cannot be asked, or the proxy is not connected.
+    pub async fn of_control(mesh: &Mesh<'_>, proxy: &PodName) -> Result<Self, Failure> {
+        let (by, answer) = mesh.of_proxy(&dump_path(proxy)).await?;
+        let value = serde_json::from_slice(&answer.body)
+            .map_err(|e| Failure::new(NEGATIVE, format!("the dump of {} is not JSON: {e}", by.name)))?;
+        Self::of(&value)
+    }
+
+    /// From a page.
+    ///
+    /// # Errors
+    /// When it is no dump.
+    pub fn of(value: &Value) -> Result<Self, Failure> {
         let configs = value.get("configs").and_then(Value::as_array).cloned();
         let configs = configs.ok_or_else(|| Failure::new(UNPARSABLE, "this is not a config_dump: no \"configs\""))?;
         Ok(Self { configs, ..Self::default() })
     }
 
     /// What the proxy itself tells.
-    fn of_proxy(part: &str, admin: &Server) -> Result<Self, Failure> {
-        let mut dump = Self::of(&admin.json("/config_dump?include_eds")?)?;
+    async fn of_proxy(part: &str, admin: &Server) -> Result<Self, Failure> {
+        let mut dump = Self::of(&admin.json("/config_dump?include_eds").await?)?;
         if matches!(part, "endpoints" | "all") {
-            dump.health = Some(admin.json("/clusters?format=json")?);
+            dump.health = Some(admin.json("/clusters?format=json").await?);
         }
         if matches!(part, "secrets" | "all") {
-            dump.certificates = Some(admin.json("/certs")?);
+            dump.certificates = Some(admin.json("/certs").await?);
         }
         Ok(dump)
     }
 
     /// It is that of the proxy NAME.NAMESPACE.
-    fn is_of(&self, proxy: &str) -> bool {
+    fn is_of(&self, proxy: &PodName) -> bool {
         let node = self.section("BootstrapConfigDump").map(|s| str_at(s, "/bootstrap/node/id")).unwrap_or_default();
-        node == proxy || node.split('~').nth(2) == Some(proxy)
+        let proxy = proxy.to_string();
+        node == proxy || node.split('~').nth(2) == Some(&proxy)
     }
 
     fn section(&self, kind: &str) -> Option<&Value> {
@@ -146,11 +216,29 @@ impl Dump {
 
 impl Dump {
     /// All clusters.
-    fn clusters(&self) -> Vec<&Value> {
+    pub fn clusters(&self) -> Vec<&Value> {
         self.resources(
             "ClustersConfigDump",
             &[("static_clusters", "/cluster"), ("dynamic_active_clusters", "/cluster")],
         )
+    }
+
+    /// All listeners.
+    pub fn listeners(&self) -> Vec<&Value> {
+        let lists = [("static_listeners", "/listener"), ("dynamic_listeners", "/active_state/listener")];
+        self.resources("ListenersConfigDump", &lists)
+    }
+
+    /// All route configurations that listeners name.
+    pub fn routes(&self) -> Vec<&Value> {
+        let lists = [("static_route_configs", "/route_config"), ("dynamic_route_configs", "/route_config")];
+        self.resources("RoutesConfigDump", &lists)
+    }
+
+    /// Endpoints of all clusters.
+    pub fn endpoints(&self) -> Vec<&Value> {
+        let lists = [("static_endpoint_configs", "/endpoint_config"), ("dynamic_endpoint_configs", "/endpoint_config")];
+        self.resources("EndpointsConfigDump", &lists)
     }
 
     /// The services behind clusters, by their names.
@@ -159,11 +247,13 @@ impl Dump {
     }
 }
 
-fn str_at<'v>(value: &'v Value, pointer: &str) -> &'v str {
+/// Text at a JSON pointer; empty without one.
+pub fn str_at<'v>(value: &'v Value, pointer: &str) -> &'v str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn list_at<'v>(value: &'v Value, pointer: &str) -> impl Iterator<Item = &'v Value> {
+/// Items of the list at a JSON pointer.
+pub fn list_at<'v>(value: &'v Value, pointer: &str) -> impl Iterator<Item = &'v Value> {
     value.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
 }
 
@@ -178,19 +268,22 @@ fn address(value: &Value) -> (String, Option<u64>) {
     )
 }
 
+/// Where a control plane tells what a proxy holds.
+fn dump_path(proxy: &PodName) -> String {
+    format!("/debug/config_dump?proxyID={proxy}")
+}
+
 /// Where a control plane says that the proxy's admin server is. Only on this machine is that to be believed, and of use.
-fn admin_of(control: &Server, path: &str) -> Result<Option<Server>, Failure> {
-    if !control.is_local() {
-        return Ok(None);
-    }
+async fn admin_of(mesh: &Mesh<'_>, proxy: &PodName) -> Result<Option<Server>, Failure> {
     // No type has this name: only the head of the answer is wanted.
-    let answer = control.good(&format!("{path}&types=none"))?;
-    Ok(answer.header(ADMIN_HEADER).map(Server::admin).filter(Server::is_local))
+    let (by, answer) = mesh.of_proxy(&format!("{}&types=none", dump_path(proxy))).await?;
+    let admin = answer.header(ADMIN_HEADER).map(Server::admin).filter(Server::is_local);
+    Ok(admin.filter(|_| by.server.is_local()))
 }
 
 /// The object that caused a resource, from the metadata that control planes leave: `NAME.NAMESPACE (KIND)`, without the
 /// kind when it is the one that the column is for; `-` when there is none.
-fn cause(resource: &Value, expected: &str) -> String {
+pub fn cause(resource: &Value, expected: &str) -> String {
     let path = str_at(resource, "/metadata/filter_metadata/istio/config");
     // /apis/GROUP/VERSION/namespaces/NS/KIND/NAME
     let mut parts = path.rsplit('/');
@@ -300,6 +393,7 @@ mod tests {
         let section =
             json!({"@type": "x.BootstrapConfigDump", "bootstrap": {"node": {"id": "sidecar~1.2.3.4~web.shop~d"}}});
         let dump = Dump { configs: vec![section], ..Dump::default() };
-        assert!(dump.is_of("web.shop") && !dump.is_of("web.bank"));
+        let named = |word: &str| PodName::parse(word, "");
+        assert!(dump.is_of(&named("web.shop")) && !dump.is_of(&named("web.bank")));
     }
 }

@@ -8,8 +8,7 @@ use crate::output::Table;
 
 /// NAME, VHOST NAME, DOMAINS, MATCH, VIRTUAL SERVICE; without such an object, the service that the route leads to.
 pub fn view(dump: &Dump, args: &PartArgs) -> (Table, Vec<Value>) {
-    let lists = [("static_route_configs", "/route_config"), ("dynamic_route_configs", "/route_config")];
-    let mut all = dump.resources("RoutesConfigDump", &lists);
+    let mut all = dump.routes();
     all.sort_by_key(|r| str_at(r, "/name"));
     all.retain(|r| args.name.as_deref().is_none_or(|n| n == str_at(r, "/name")));
     let mut table = Table::new(&["NAME", "VHOST NAME", "DOMAINS", "MATCH", "VIRTUAL SERVICE"]);
@@ -41,7 +40,8 @@ fn domains_shown(domains: &[&str]) -> String {
     }
 }
 
-fn matching(route: &Value) -> String {
+/// Paths, as istioctl shows them.
+pub fn matching(route: &Value) -> String {
     let m = route.get("match").unwrap_or(&Value::Null);
     let forms = [("/path", ""), ("/prefix", "*"), ("/path_separated_prefix", "/*"), ("/safe_regex/regex", "")];
     let found = forms.iter().find_map(|(pointer, suffix)| Some(format!("{}{suffix}", m.pointer(pointer)?.as_str()?)));

@@ -1,6 +1,10 @@
 //! The command line. Flags and words are istioctl's and kubectl's where those have one.
 
+mod mesh;
+
 use std::path::PathBuf;
+
+pub use mesh::*;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
@@ -50,8 +54,22 @@ pub enum Command {
     /// Names for revisions, by which namespaces choose their control plane
     #[command(subcommand)]
     Tag(TagCommand),
-    /// Versions of this program and of the control plane
+    /// Versions of this program, of the control plane and of the proxies
     Version(VersionArgs),
+    /// Whether what is installed is healthy, whether a cluster is ready for it, whether all proxies are well
+    Check(CheckArgs),
+    /// Whether and why a pod gets a sidecar
+    #[command(name = "check-inject")]
+    CheckInject(CheckInjectArgs),
+    /// What holds for a pod or a service: ports, routes, TLS, policies, gateways, and what looks wrong
+    #[command(subcommand, visible_alias = "d")]
+    Describe(DescribeCommand),
+    /// Make something in the cluster
+    #[command(subcommand)]
+    Create(CreateCommand),
+    /// Commands by the names that istioctl has for them
+    #[command(subcommand, visible_alias = "x", alias = "exp")]
+    Experimental(ExperimentalCommand),
     /// Print a completion script for a shell
     Completion(CompletionArgs),
 }
@@ -76,17 +94,6 @@ pub struct DemoArgs {
     pub concurrency: usize,
 }
 
-/// Where the control plane answers.
-#[derive(Debug, Clone, ClapArgs)]
-pub struct ControlArgs {
-    /// Address of the control plane's monitoring port
-    #[arg(long, env = "MESHCTL_CONTROL", default_value = "127.0.0.1:15014")]
-    pub control: String,
-    /// Token of a workload of the root namespace, for a control plane that is not on this machine
-    #[arg(long, env = "MESHCTL_TOKEN", hide_env_values = true)]
-    pub token: Option<String>,
-}
-
 /// Form of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -102,10 +109,10 @@ pub enum Format {
 /// `proxy-status`.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct StatusArgs {
-    /// Only this proxy: NAME or NAME.NAMESPACE
+    /// Only this proxy: POD, POD.NAMESPACE or deployment/NAME
     pub proxy: Option<String>,
     #[command(flatten)]
-    pub control: ControlArgs,
+    pub mesh: MeshArgs,
     /// Output format
     #[arg(short, long, value_enum, default_value = "short")]
     pub output: Format,
@@ -143,19 +150,24 @@ pub enum Part {
     /// Everything
     #[command(visible_alias = "a")]
     All(PartArgs),
+    /// Levels of the proxy's own messages, shown and changed
+    #[command(visible_alias = "o")]
+    Log(LogArgs),
 }
 
 /// Which proxy, what of it, how shown.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct PartArgs {
-    /// NAME.NAMESPACE of a proxy, as proxy-status shows it
+    /// Proxy: POD, POD.NAMESPACE as proxy-status shows it, or deployment/NAME
     #[arg(required_unless_present_any = ["file", "admin"])]
     pub proxy: Option<String>,
     #[command(flatten)]
-    pub control: ControlArgs,
+    pub mesh: MeshArgs,
     /// Ask the proxy itself at this admin address
     #[arg(long, conflicts_with_all = ["file", "proxy"])]
     pub admin: Option<String>,
+    #[command(flatten)]
+    pub port_of_admin: AdminPortArgs,
     /// Read a config_dump from a file
     #[arg(short, long, conflicts_with = "proxy")]
     pub file: Option<PathBuf>,
@@ -208,16 +220,24 @@ pub struct ValidateArgs {
 /// `analyze`.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct AnalyzeArgs {
-    /// Files or folders with manifests; `-` is standard input
-    #[arg(required_unless_present_any = ["filename", "list_analyzers"])]
+    /// Files or folders with manifests; `-` is standard input; without any, the cluster is analyzed
     pub paths: Vec<PathBuf>,
     /// Files or folders with manifests; `-` is standard input
     #[arg(short, long)]
     pub filename: Vec<PathBuf>,
-    /// Only findings on objects of this namespace, and on what is no object
+    /// Look at the cluster; files lie over what is there [default: true if there are no files]
+    #[arg(short = 'k', long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub use_kube: Option<bool>,
+    #[command(flatten)]
+    pub kube: KubeArgs,
+    /// Only findings on objects of this namespace, and on what is no object [default: of a cluster the context's, of files
+    /// all]
     #[arg(short, long)]
     pub namespace: Option<String>,
-    /// Findings of all namespaces, as without --namespace
+    /// Folders are read with all that is below; they always are
+    #[arg(short = 'R', long)]
+    pub recursive: bool,
+    /// Findings of all namespaces
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub all_namespaces: bool,
     /// Leave out findings: CODE=GLOB, the glob held against `KIND NAME.NAMESPACE`
@@ -300,12 +320,8 @@ pub struct WishArgs {
 /// Which cluster.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct ClusterArgs {
-    /// File that says how to reach the cluster [default: KUBECONFIG, ~/.kube/config]
-    #[arg(short = 'c', long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Context of it
-    #[arg(long)]
-    pub context: Option<String>,
+    #[command(flatten)]
+    pub kube: KubeArgs,
     /// Namespace of the control plane
     #[arg(short = 'i', long = "istioNamespace", alias = "istio-namespace", short_alias = 'n', alias = "namespace")]
     pub istio_namespace: Option<String>,
@@ -497,8 +513,12 @@ pub struct VersionArgs {
     /// Do not ask the control plane
     #[arg(long)]
     pub client: bool,
+    /// Ask the control plane
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true",
+        action = clap::ArgAction::Set)]
+    pub remote: bool,
     #[command(flatten)]
-    pub control: ControlArgs,
+    pub mesh: MeshArgs,
     /// Output format
     #[arg(short, long, value_enum, default_value = "short")]
     pub output: Format,

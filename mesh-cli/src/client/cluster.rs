@@ -1,24 +1,53 @@
-//! The cluster that is installed into: how it is reached, objects of any kind in it, and failures with their exit codes.
+//! The API server of a cluster: how it is reached, objects of any kind in it, ports of its pods, and failures with their
+//! exit codes.
 
+use std::pin::Pin;
 use std::time::Duration;
 
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PropagationPolicy};
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, PropagationPolicy,
+};
+use kube::client::UpgradeConnectionError;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::{Client, Config};
 use serde_json::Value;
+use tokio::io::DuplexStream;
 
-use crate::args::ClusterArgs;
+use super::pods::PodName;
+use crate::args::KubeArgs;
 use crate::exit::{self, Failure};
 
 /// Field manager of what we apply.
 pub const MANAGER: &str = "meshctl";
+
+/// Requests at a time where there are many: each takes a connection of its own, and those cost more than the requests.
+pub const AT_ONCE: usize = 6;
 
 /// A cluster.
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
 }
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").finish_non_exhaustive()
+    }
+}
+
+/// A connection to a port of a pod.
+pub struct Forward {
+    /// What is said and heard.
+    pub stream: DuplexStream,
+    /// Why the port cannot be used, once that is told.
+    pub broken: Broken,
+}
+
+/// Ends when a port cannot be used, with the reason.
+pub type Broken = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
 
 /// Runs a command that talks to a cluster.
 ///
@@ -30,11 +59,22 @@ pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, 
 }
 
 impl Cluster {
+    /// Whether there is a kubeconfig to connect by: named, in its usual place, or that of a pod.
+    pub fn is_known(args: &KubeArgs) -> bool {
+        let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let usual = || std::env::home_dir().is_some_and(|home| home.join(".kube/config").is_file());
+        args.kubeconfig.is_some()
+            || args.context.is_some()
+            || set("KUBECONFIG")
+            || usual()
+            || set("KUBERNETES_SERVICE_HOST")
+    }
+
     /// Connects as kubectl would.
     ///
     /// # Errors
     /// No or a wrong kubeconfig.
-    pub async fn connect(args: &ClusterArgs) -> Result<Self, Failure> {
+    pub async fn connect(args: &KubeArgs) -> Result<Self, Failure> {
         let unusable = |why: String| Failure::new(exit::UNREACHABLE, format!("no cluster to talk to: {why}"));
         let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
         let config = match &args.kubeconfig {
@@ -52,6 +92,17 @@ impl Cluster {
         config.read_timeout = Some(Duration::from_secs(60));
         let client = Client::try_from(config).map_err(|e| unusable(e.to_string()))?;
         Ok(Self { client })
+    }
+
+    /// One that answers by a function, without sockets.
+    #[cfg(test)]
+    pub fn of_router(router: axum::Router) -> Self {
+        Self { client: Client::new(router, "default") }
+    }
+
+    /// Namespace of what is asked for without one: the context's.
+    pub fn default_namespace(&self) -> &str {
+        self.client.default_namespace()
     }
 
     /// The version that the API server tells.
@@ -79,6 +130,73 @@ impl Cluster {
     pub async fn live(&self, object: &Value) -> Result<Option<Value>, Failure> {
         let found = self.api(&kind_of(object), namespace(object)).get_opt(name(object)).await;
         Ok(value(found.map_err(|e| failure(&e, "get", &title(object)))?))
+    }
+
+    /// An object by kind and name.
+    ///
+    /// # Errors
+    /// When the server cannot be asked.
+    pub async fn get(
+        &self,
+        gvk: &GroupVersionKind,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Option<Value>, Failure> {
+        let found = self.api(gvk, namespace).get_opt(name).await;
+        Ok(value(found.map_err(|e| failure(&e, "get", &format!("{} {name}", gvk.kind)))?))
+    }
+
+    /// Asks the server by creating an object that is a question; the answer.
+    ///
+    /// # Errors
+    /// When the server cannot be asked.
+    pub async fn review(&self, question: &Value) -> Result<Value, Failure> {
+        let gvk = kind_of(question);
+        let refused = |e: &kube::Error| failure(e, "create", &gvk.kind);
+        let object: DynamicObject =
+            serde_json::from_value(question.clone()).map_err(|e| Failure::from(anyhow::Error::from(e)))?;
+        let answer = self.api(&gvk, None).create(&PostParams::default(), &object).await;
+        Ok(value(Some(answer.map_err(|e| refused(&e))?)).unwrap_or_default())
+    }
+
+    /// A token of a service account, and until when it holds.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn token(
+        &self,
+        namespace: &str,
+        account: &str,
+        audience: &str,
+        lifetime: Option<Duration>,
+    ) -> Result<(String, String), Failure> {
+        let spec = TokenRequestSpec {
+            audiences: vec![audience.to_owned()],
+            expiration_seconds: lifetime.map(|l| i64::try_from(l.as_secs()).unwrap_or(i64::MAX)),
+            ..TokenRequestSpec::default()
+        };
+        let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        let asked = TokenRequest { spec, ..TokenRequest::default() };
+        let answer = api.create_token_request(account, &PostParams::default(), &asked).await;
+        let answer =
+            answer.map_err(|e| failure(&e, "create a token of", &format!("ServiceAccount {namespace}/{account}")))?;
+        let status = answer.status.ok_or_else(|| Failure::new(exit::NEGATIVE, "the API server made no token"))?;
+        Ok((status.token, status.expiration_timestamp.0.to_string()))
+    }
+
+    /// Connects to a port on a pod's own loopback device.
+    ///
+    /// # Errors
+    /// When the pod is not there, or the server does not permit it.
+    pub async fn forward(&self, pod: &PodName, port: u16) -> Result<Forward, Failure> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let forwarded = api.portforward(&pod.name, &[port]).await;
+        let mut forwarder =
+            forwarded.map_err(|e| failure(&e, "forward a port of", &format!("Pod {}/{}", pod.namespace, pod.name)))?;
+        let (stream, broken) = (forwarder.take_stream(port), forwarder.take_error(port));
+        let (stream, broken) =
+            stream.zip(broken).ok_or_else(|| Failure::new(exit::UNREACHABLE, "the API server forwards no port"))?;
+        Ok(Forward { stream, broken: Box::pin(broken) })
     }
 
     /// Applies an object; answers what it is then.
@@ -197,6 +315,10 @@ fn failure(error: &kube::Error, verb: &str, what: &str) -> Failure {
             Failure::new(exit::FORBIDDEN, format!("the API server does not know the caller: {}", status.message))
         }
         kube::Error::Api(status) => Failure::new(exit::NEGATIVE, format!("{verb} {what}: {}", status.message)),
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(status)) => {
+            Failure::new(exit::UNREACHABLE, format!("{verb} {what}: the API server answers {status}"))
+        }
+        kube::Error::UpgradeConnection(why) => Failure::new(exit::UNREACHABLE, format!("{verb} {what}: {why}")),
         kube::Error::Service(_) | kube::Error::HyperError(_) => {
             let mut why = error.to_string();
             let mut source = std::error::Error::source(error);
