@@ -4,7 +4,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::super::{Context, eventually};
 use super::certificates::Authority;
-use super::{PATIENCE, REACHES, ROOT, Workload, address, answers, get, joined, load_while, pod, probe, seen, service, start};
+use super::{
+    PATIENCE, REACHES, ROOT, Workload, address, answers, get, joined, load_while, pod, probe, seen, service, start,
+};
 
 const INGRESS: &str = "istio-ingressgateway";
 const EGRESS: &str = "istio-egressgateway";
