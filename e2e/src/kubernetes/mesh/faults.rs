@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::super::{Context, eventually};
 use super::{ROOT, Workload, address, answers, by_job, get, joined, pod, restart_api_server, service, start};
 
-/// How long the control plane may take to be itself again: watches and streams notice by their next packet or keepalive.
+/// How long the control plane may take to be itself again: watches and streams notice by a packet or keepalive.
 const RECOVERS: Duration = Duration::from_secs(60);
 
 pub(in super::super) async fn run(context: &Context<'_>) -> Result<()> {

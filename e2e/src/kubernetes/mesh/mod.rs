@@ -136,7 +136,11 @@ spec:
         readinessProbe: {{httpGet: {{path: /ready, port: {port}}}, periodSeconds: 1}}
         # A program that ends at once, before anybody can know, loses requests with or without a mesh.
         lifecycle: {{preStop: {{sleep: {{seconds: 2}}}}}}
-        securityContext: {{readOnlyRootFilesystem: true, runAsNonRoot: true, allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}
+        securityContext:
+          readOnlyRootFilesystem: true
+          runAsNonRoot: true
+          allowPrivilegeEscalation: false
+          capabilities: {{drop: [ALL]}}
         volumeMounts: {mounts}
       volumes: {volumes}
 ---

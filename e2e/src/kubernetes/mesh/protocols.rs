@@ -18,7 +18,7 @@ pub(in super::super) async fn run(context: &Context<'_>) -> Result<()> {
     context.check("a port of the node", node_port(context)).await
 }
 
-/// Ports that say what they are in several ways. What they lead to is one for each protocol: a port of a pod has but one.
+/// Ports that say what they are in several ways. They lead to one pod for each protocol: a port of a pod has but one.
 const PORTS: &str = "
 apiVersion: v1
 kind: Service
