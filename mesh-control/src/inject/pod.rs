@@ -535,6 +535,11 @@ fn laid_over(template: Node, own: &Node) -> Node {
     let mut own = own.clone();
     if own.get("image").and_then(Node::as_str) == Some("auto") {
         own.remove("image");
+        // An API server fills in what is missing before it asks us: `auto` has no tag, so that it is always to be pulled. For
+        // the image that it stands for it decides anew.
+        if own.get("imagePullPolicy").and_then(Node::as_str) == Some("Always") {
+            own.remove("imagePullPolicy");
+        }
     }
     overlay::merged(template, &own)
 }

@@ -220,7 +220,11 @@ fn header(value: &Value) -> Result<Option<(Kind, ObjectKey, Meta)>, (Option<Obje
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
     let Some(kind) = Kind::find(group, kind_name) else {
         let message = format!("kind {kind_name} of {api_version} is not read by this mesh and has no effect");
-        return Err((None, Finding::warning("kind", message).code(codes::NOT_READ)));
+        // What an application is made of stands beside what the mesh reads, and is for Kubernetes: no mistake.
+        return Err(match of_applications(group, kind_name) {
+            true => (None, Finding::info("kind", message)),
+            false => (None, Finding::warning("kind", message).code(codes::NOT_READ)),
+        });
     };
     let key = key_of(kind, value);
     if !kind.versions().contains(&version) {
@@ -247,6 +251,20 @@ fn header(value: &Value) -> Result<Option<(Kind, ObjectKey, Meta)>, (Option<Obje
             ending: kind == Kind::Gateway && metadata.deletion_timestamp.is_some(),
         },
     )))
+}
+
+/// Kinds of Kubernetes that manifests of applications hold, and that are not the mesh's to read.
+fn of_applications(group: &str, kind: &str) -> bool {
+    match group {
+        "" => matches!(kind, "ServiceAccount" | "PersistentVolumeClaim" | "ReplicationController"),
+        "apps" => matches!(kind, "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet"),
+        "batch" => matches!(kind, "Job" | "CronJob"),
+        "autoscaling" => kind == "HorizontalPodAutoscaler",
+        "policy" => kind == "PodDisruptionBudget",
+        "networking.k8s.io" => kind == "NetworkPolicy",
+        "rbac.authorization.k8s.io" => matches!(kind, "Role" | "RoleBinding" | "ClusterRole" | "ClusterRoleBinding"),
+        _ => false,
+    }
 }
 
 /// Annotations of other tools must not look like a change. Those of Gateways go on to what is made for them.
@@ -510,6 +528,20 @@ mod tests {
         assert_eq!((f.field.as_str(), f.line), ("spec.http[0].route[0].weight", Some(9)));
         assert!(f.message.contains("many"), "{f}");
         assert_eq!(r.key.unwrap().to_string(), "VirtualService default/web");
+    }
+
+    #[test]
+    fn kinds_of_applications_are_no_mistake_and_others_may_be() {
+        for (text, level) in [
+            ("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n", Level::Info),
+            ("apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: web}\n", Level::Info),
+            ("apiVersion: v1\nkind: Deployment\nmetadata: {name: web}\n", Level::Warning),
+            ("apiVersion: networking.istio.io/v1\nkind: VirtualServices\nmetadata: {name: web}\n", Level::Warning),
+        ] {
+            let r = one(text);
+            assert!(r.object.is_none());
+            assert_eq!(r.findings[0].level, level, "{text}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The bookstore, from the files that users apply: the page through the ingress gateway, every hop encrypted and by name.
+//! The bookstore, from the files that users apply: the page through the ingress gateway, every hop encrypted and named.
 
 use std::collections::BTreeMap;
 

@@ -40,8 +40,8 @@ impl Authority {
         Ok(Pair { certificate: params.signed_by(&key, &self.issuer)?.pem(), key: key.serialize_pem() })
     }
 
-    /// A Secret of certificate and key, with the authority's own certificate: as `kubectl create secret tls` makes it, and
-    /// as gateways want it for mutual TLS.
+    /// A Secret of certificate and key, as `kubectl create secret tls` makes it; with the authority's own certificate
+    /// for mutual TLS.
     pub(super) fn secret(&self, name: &str, pair: &Pair) -> Value {
         json!({
             "apiVersion": "v1",

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::super::{Context, eventually};
-use super::{PATIENCE, ROOT, Workload, answers, by_job, get, joined, load_while, service, start};
+use super::{PATIENCE, ROOT, Workload, answers, by_job, get, joined, load_while, restart_api_server, service, start};
 
 pub(in super::super) async fn run(context: &Context<'_>) -> Result<()> {
     joined(context).await?;
@@ -91,16 +91,7 @@ async fn while_away(context: &Context<'_>) -> Result<()> {
 }
 
 async fn api_server(context: &Context<'_>) -> Result<()> {
-    let kill = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" != kube-apiserver ] || kill -9 ${p#/proc/}; done";
-    let tally = by_job(context, "asker", "12s", "http://server/", async {
-        context.cluster().node_exec(&["sh", "-c", kill]).await?;
-        eventually(Duration::from_secs(60), async || context.cluster().kubectl(&["get", "--raw", "/readyz"]).await)
-            .await
-            .map(drop)
-    });
-    tally.await?.none_failed()?;
-    // That it was started again is told once, and was meant.
-    let _ = context.cluster().health();
+    by_job(context, "asker", "12s", "http://server/", restart_api_server(context)).await?.none_failed()?;
     let fault = "
 apiVersion: networking.istio.io/v1
 kind: VirtualService

@@ -1,4 +1,4 @@
-//! A workload whose sidecar is stock Envoy, with `mesh-proxy agent` for its certificate, among workloads with our proxy.
+//! A workload whose sidecar is stock Envoy, with `mesh-proxy agent` for its certificate, among those with our proxy.
 //!
 //! This owns what such a pod is made of: nobody injects it.
 
@@ -42,7 +42,7 @@ fn socket(address: &str, port: u16) -> Value {
     json!({ "socket_address": { "address": address, "port_value": port } })
 }
 
-/// Its bootstrap: certificates from our agent's socket, all else from our control plane, to which it shows its certificate.
+/// Its bootstrap: certificates from our agent's socket, all else from our control plane, which knows it by them.
 fn bootstrap(namespace: &str) -> Value {
     let endpoints = |name: &str, address: &Value| {
         json!({

@@ -4,7 +4,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::super::{Context, eventually};
 use super::certificates::Authority;
-use super::{PATIENCE, REACHES, ROOT, Workload, address, answers, get, joined, load_while, pod, probe, seen, service, start};
+use super::{
+    PATIENCE, REACHES, ROOT, Workload, address, answers, get, joined, load_while, pod, probe, seen, service, start,
+};
 
 const INGRESS: &str = "istio-ingressgateway";
 const EGRESS: &str = "istio-egressgateway";
@@ -171,7 +173,8 @@ async fn https(context: &Context<'_>, secrets: &Secrets<'_>) -> Result<()> {
         secrets.put(host, service).await?;
         let secret = secrets.name(host);
         let server = format!(
-            "port: {{number: 443, name: https-{service}, protocol: HTTPS}}, tls: {{mode: SIMPLE, credentialName: {secret}}}"
+            "port: {{number: 443, name: https-{service}, protocol: HTTPS}}, \
+             tls: {{mode: SIMPLE, credentialName: {secret}}}"
         );
         gateway(context, &format!("{service}-https"), &server, host, &to(service)).await?;
     }
@@ -237,7 +240,8 @@ async fn mutual(context: &Context<'_>, secrets: &Secrets<'_>) -> Result<()> {
 
 async fn passed_through(context: &Context<'_>) -> Result<()> {
     let server = "port: {number: 443, name: tls-through, protocol: TLS}, tls: {mode: PASSTHROUGH}";
-    let routes = "tls: [{match: [{port: 443, sniHosts: [tls.example]}], route: [{destination: {host: secure, port: {number: 443}}}]}]";
+    let routes = "tls: [{match: [{port: 443, sniHosts: [tls.example]}], \
+                  route: [{destination: {host: secure, port: {number: 443}}}]}]";
     gateway(context, "through", server, "tls.example", routes).await?;
     eventually(REACHES, async || {
         let called = presented(context, "tls.example").await?;

@@ -145,7 +145,11 @@ spec:
         readinessProbe: {{httpGet: {{path: /ready, port: {port}}}, periodSeconds: 1}}
         # A program that ends at once, before anybody can know, loses requests with or without a mesh.
         lifecycle: {{preStop: {{sleep: {{seconds: 2}}}}}}
-        securityContext: {{readOnlyRootFilesystem: true, runAsNonRoot: true, allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}
+        securityContext:
+          readOnlyRootFilesystem: true
+          runAsNonRoot: true
+          allowPrivilegeEscalation: false
+          capabilities: {{drop: [ALL]}}
         volumeMounts: {mounts}
       volumes: {volumes}
 ---
@@ -300,4 +304,14 @@ spec:
     context.kubectl(&["wait", "--for=condition=complete", &job, "--timeout=90s"]).await?;
     let said = context.kubectl(&["logs", &job, "-c", "app"]).await?;
     serde_json::from_str(said.trim()).with_context(|| format!("no tally in {said:?}"))
+}
+
+/// Kills the API server; it is back then.
+pub(super) async fn restart_api_server(context: &Context<'_>) -> Result<()> {
+    let kill = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" != kube-apiserver ] || kill -9 ${p#/proc/}; done";
+    context.cluster().node_exec(&["sh", "-c", kill]).await?;
+    eventually(PATIENCE, async || context.cluster().kubectl(&["get", "--raw", "/readyz"]).await).await?;
+    // That it was started again is told once, and was meant.
+    let _ = context.cluster().health();
+    Ok(())
 }

@@ -18,19 +18,32 @@ pub(in super::super) async fn run(context: &Context<'_>) -> Result<()> {
     context.check("a port of the node", node_port(context)).await
 }
 
-/// The same server under ports that say what they are in several ways.
+/// Ports that say what they are in several ways. They lead to one pod for each protocol: a port of a pod has but one.
 const PORTS: &str = "
 apiVersion: v1
 kind: Service
-metadata: {name: ports}
+metadata: {name: two}
+spec:
+  selector: {app: two}
+  ports:
+  - {name: grpc-named, port: 81, targetPort: 8080}
+  - {name: declared, port: 82, targetPort: 8080, appProtocol: grpc}
+  - {name: http2, port: 83, targetPort: 8080}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: detected}
 spec:
   type: NodePort
+  selector: {app: detected}
+  ports: [{name: any, port: 80, targetPort: 8080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: lines}
+spec:
   selector: {app: server}
   ports:
-  - {name: grpc-named, port: 8081, targetPort: 8080}
-  - {name: declared, port: 8082, targetPort: 8080, appProtocol: grpc}
-  - {name: detected, port: 8083, targetPort: 8080}
-  - {name: http2, port: 8084, targetPort: 8080}
   - {name: tcp-named, port: 9001, targetPort: 9000}
   - {name: spoken, port: 9002, targetPort: 9000, appProtocol: mysql}
   - {name: known, port: 3306, targetPort: 9000}
@@ -38,13 +51,14 @@ spec:
 ";
 
 async fn begin(context: &Context<'_>) -> Result<()> {
-    let all = [Workload::new("client"), Workload::new("server"), Workload::plain("plain")];
+    let servers = ["server", "two", "detected"].map(Workload::new);
+    let all = [&servers[..], &[Workload::new("client"), Workload::plain("plain")]].concat();
     start(context, &all, &format!("{}{PORTS}", service("server"))).await?;
     answers(context, "client", &["http://server/"], 200).await.map(drop)
 }
 
 async fn websockets(context: &Context<'_>) -> Result<()> {
-    for host in ["server", "ports:8083"] {
+    for host in ["server", "detected"] {
         let said = probe(context, "client", &["websocket", &format!("http://{host}/websocket")]).await?;
         ensure!(said.matches("message").count() == 3, "{host}: {said:?}");
     }
@@ -52,17 +66,17 @@ async fn websockets(context: &Context<'_>) -> Result<()> {
 }
 
 async fn streams(context: &Context<'_>) -> Result<()> {
-    for port in [8081, 8082, 8083] {
-        let said = probe(context, "client", &["stream", &format!("http://ports:{port}/stream")]).await;
-        let said = said.with_context(|| format!("port {port}"))?;
-        ensure!(said.matches("message").count() == 3 && said.ends_with("grpc-status 0\n"), "{port}: {said:?}");
+    for host in ["two:81", "two:82", "detected"] {
+        let said = probe(context, "client", &["stream", &format!("http://{host}/stream")]).await;
+        let said = said.with_context(|| format!("of {host}"))?;
+        ensure!(said.matches("message").count() == 3 && said.ends_with("grpc-status 0\n"), "{host}: {said:?}");
     }
     Ok(())
 }
 
 async fn server_first(context: &Context<'_>) -> Result<()> {
     for port in [9001, 9002, 3306] {
-        let said = probe(context, "client", &["send", "-wait", &format!("ports:{port}"), "hello"]).await;
+        let said = probe(context, "client", &["send", "-wait", &format!("lines:{port}"), "hello"]).await;
         let said = said.with_context(|| format!("port {port}"))?;
         ensure!(said.contains("server hello"), "{port}: {said:?}");
     }
@@ -71,10 +85,10 @@ async fn server_first(context: &Context<'_>) -> Result<()> {
 
 async fn http2(context: &Context<'_>) -> Result<()> {
     // A client of HTTP/1.1 whose service is said to speak HTTP/2, and one whose service says nothing.
-    for (port, proto) in [(8084, "HTTP/2.0"), (8083, "HTTP/1.1")] {
-        let seen = seen(context, "client", &[&format!("http://ports:{port}/")]).await?;
-        ensure!(seen["proto"] == proto, "{port} was to be asked by {proto}: {seen}");
-        ensure!(seen["headers"].get("X-Forwarded-Client-Cert").is_some(), "{port} not by mesh TLS: {seen}");
+    for (host, proto) in [("two:83", "HTTP/2.0"), ("detected", "HTTP/1.1")] {
+        let seen = seen(context, "client", &[&format!("http://{host}/")]).await?;
+        ensure!(seen["proto"] == proto, "{host} was to be asked by {proto}: {seen}");
+        ensure!(seen["headers"].get("X-Forwarded-Client-Cert").is_some(), "{host} not by mesh TLS: {seen}");
     }
     Ok(())
 }
@@ -116,9 +130,8 @@ async fn large_bodies(context: &Context<'_>) -> Result<()> {
 }
 
 async fn node_port(context: &Context<'_>) -> Result<()> {
-    let service = context.json(&["get", "service", "ports"]).await?;
-    let ports = service["spec"]["ports"].as_array().cloned().unwrap_or_default();
-    let port = ports.iter().find(|port| port["name"] == "http2").context("the port is gone")?["nodePort"].clone();
+    let service = context.json(&["get", "service", "detected"]).await?;
+    let port = &service["spec"]["ports"][0]["nodePort"];
     let nodes = context.cluster().json(&["get", "nodes"]).await?;
     let addresses = nodes["items"][0]["status"]["addresses"].as_array().cloned().unwrap_or_default();
     let internal =
@@ -127,7 +140,7 @@ async fn node_port(context: &Context<'_>) -> Result<()> {
     for from in ["plain", "client"] {
         eventually(REACHES, async || {
             let seen = seen(context, from, &[&format!("http://{address}/")]).await?;
-            ensure!(seen["name"] == "server", "{seen}");
+            ensure!(seen["name"] == "detected", "{seen}");
             Ok(())
         })
         .await
@@ -135,7 +148,7 @@ async fn node_port(context: &Context<'_>) -> Result<()> {
     }
     if context.is_near() {
         let (status, body) = reach::get(&address, "/").await?;
-        ensure!(status == 200 && body.contains("\"name\":\"server\""), "{status} {body}");
+        ensure!(status == 200 && body.contains("\"name\":\"detected\""), "{status} {body}");
     }
     Ok(())
 }

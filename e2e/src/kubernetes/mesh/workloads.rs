@@ -111,7 +111,7 @@ spec: {mtls: {mode: STRICT}}
         &[
             "startupProbe: {tcpSocket: {port: 9000}, periodSeconds: 1, failureThreshold: 60}",
             "readinessProbe: {grpc: {port: 8080, service: ready}, periodSeconds: 1}",
-            "livenessProbe: {httpGet: {path: /alive, port: 8080, httpHeaders: [{name: x-a, value: b}]}, periodSeconds: 2}",
+            "livenessProbe: {httpGet: {path: /alive, port: 8080, httpHeaders: [{name: a, value: b}]}}",
         ],
     );
     let unwell = probed("unwell", &["readinessProbe: {tcpSocket: {port: 9999}, periodSeconds: 1}"]);
@@ -127,7 +127,7 @@ spec: {mtls: {mode: STRICT}}
         let restarts: i64 = statuses.iter().filter_map(|c| c["restartCount"].as_i64()).sum();
         ensure!(restarts == 0, "{restarts} restarts of {name}");
     }
-    // A probe that must fail does: nothing listens there, or speaks no gRPC, though the proxy would take the connection.
+    // A probe that must fail does: nothing listens there, or it is no gRPC, though the proxy would take the connection.
     for name in ["unwell", "deaf"] {
         let pod = pod(context, &context.namespace, &format!("app={name}")).await?;
         let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();

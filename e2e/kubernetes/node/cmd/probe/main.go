@@ -1,5 +1,5 @@
-// Command probe is both ends of a check in a cluster: a server that tells what it saw, and clients for HTTP, TCP and DNS
-// that print what they got. It is one static program, so its image holds nothing else.
+// Command probe is both ends of a check in a cluster: a server that tells what it saw, and clients for HTTP, TLS, TCP
+// and DNS that print what they got. It is one static program, so its image holds nothing else.
 package main
 
 import (
