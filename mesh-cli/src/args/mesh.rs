@@ -6,12 +6,13 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, Subcommand};
 
 use super::{Format, duration};
+use crate::install::operator::NAMESPACE;
 
 /// Where the control plane answers.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct ControlArgs {
-    /// Address of the control plane's monitoring port; no cluster is asked then [default: 127.0.0.1:15014, if there is no
-    /// kubeconfig]
+    /// Address of the control plane's monitoring port; no cluster is asked then [default: 127.0.0.1:15014, if there is
+    /// no kubeconfig]
     #[arg(long, env = "MESHCTL_CONTROL")]
     pub control: Option<String>,
     /// Token of a workload of the root namespace, for a control plane that is not on this machine
@@ -38,7 +39,7 @@ pub struct MeshArgs {
     #[command(flatten)]
     pub kube: KubeArgs,
     /// Namespace of the control plane
-    #[arg(short = 'i', long = "istioNamespace", alias = "istio-namespace", default_value = crate::install::operator::NAMESPACE)]
+    #[arg(short = 'i', long = "istioNamespace", alias = "istio-namespace", default_value = NAMESPACE)]
     pub istio_namespace: String,
     /// Namespace of what is asked for [default: the context's]
     #[arg(short, long)]
@@ -137,7 +138,7 @@ pub struct CheckInjectArgs {
     #[command(flatten)]
     pub kube: KubeArgs,
     /// Namespace of the control plane
-    #[arg(short = 'i', long = "istioNamespace", alias = "istio-namespace", default_value = crate::install::operator::NAMESPACE)]
+    #[arg(short = 'i', long = "istioNamespace", alias = "istio-namespace", default_value = NAMESPACE)]
     pub istio_namespace: String,
     /// Namespace of what is asked for [default: the context's]
     #[arg(short, long)]

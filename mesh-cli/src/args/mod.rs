@@ -230,8 +230,8 @@ pub struct AnalyzeArgs {
     pub use_kube: Option<bool>,
     #[command(flatten)]
     pub kube: KubeArgs,
-    /// Only findings on objects of this namespace, and on what is no object [default: of a cluster the context's, of files
-    /// all]
+    /// Only findings on objects of this namespace, and on what is no object [default: of a cluster the context's, of
+    /// files all]
     #[arg(short, long)]
     pub namespace: Option<String>,
     /// Folders are read with all that is below; they always are

@@ -1,5 +1,5 @@
-//! The API server of a cluster: how it is reached, objects of any kind in it, ports of its pods, and failures with their
-//! exit codes.
+//! The API server of a cluster: how it is reached, objects of any kind in it, ports of its pods, and failures with
+//! their exit codes.
 
 use std::pin::Pin;
 use std::time::Duration;

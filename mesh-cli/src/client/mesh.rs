@@ -91,8 +91,8 @@ impl<'a> Mesh<'a> {
             };
             let revision = self.args.revision.as_ref().map(|r| format!(" of revision {r}")).unwrap_or_default();
             let message = format!(
-                "the control plane{revision} cannot be asked: {there} in namespace {system}\nmeshctl check tells more; -i \
-                 names another namespace"
+                "the control plane{revision} cannot be asked: {there} in namespace {system}\nmeshctl check tells more; \
+                 -i names another namespace"
             );
             return Err(Failure::new(UNREACHABLE, message));
         }

@@ -1,5 +1,5 @@
-//! Pods by the words that users have for them: `POD`, `POD.NAMESPACE`, `deployment/NAME`. Knows what a pod says of itself
-//! to Kubernetes, and nothing of proxies.
+//! Pods by the words that users have for them: `POD`, `POD.NAMESPACE`, `deployment/NAME`. Knows what a pod says of
+//! itself to Kubernetes, and nothing of proxies.
 
 use std::fmt;
 

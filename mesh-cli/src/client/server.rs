@@ -86,7 +86,8 @@ impl Server {
         Self {
             place: Place::Address(bare(address)),
             token: args.token.clone(),
-            advice: "Is it running? Name another address with --control or MESHCTL_CONTROL, or a cluster with --kubeconfig.",
+            advice: "Is it running? Name another address with --control or MESHCTL_CONTROL, or a cluster with \
+                     --kubeconfig.",
         }
     }
 

@@ -1,5 +1,5 @@
-//! `meshctl check-inject`: whether a pod gets a sidecar, from which control plane, and why. The webhooks' selectors are those
-//! of the cluster, what follows from them is decided by the code that the webhook itself runs.
+//! `meshctl check-inject`: whether a pod gets a sidecar, from which control plane, and why. The webhooks' selectors are
+//! those of the cluster, what follows from them is decided by the code that the webhook itself runs.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

@@ -37,7 +37,10 @@ pub fn run(args: &VersionArgs) -> Outcome {
         let mut value = json!({"clientVersion": {"version": own}});
         match asked {
             Some(Ok(running)) => {
-                let component = |(revision, version): &(String, String)| json!({"Component": "pilot", "Revision": revision, "Info": {"version": version}});
+                let component = |(revision, version): &(String, String)| {
+                    let info = json!({"version": version});
+                    json!({"Component": "pilot", "Revision": revision, "Info": info})
+                };
                 value["meshVersion"] = running.control.iter().map(component).collect();
                 let proxy = |(id, version): &(String, String)| json!({"ID": id, "IstioVersion": version});
                 value["dataPlaneVersion"] = running.proxies.iter().map(proxy).collect();

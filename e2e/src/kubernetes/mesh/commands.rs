@@ -1,5 +1,5 @@
-//! What `meshctl` says of a mesh in a cluster is true, soon said, and has the exit code that it should: while all is well,
-//! with two control planes, with none, and after it is back.
+//! What `meshctl` says of a mesh in a cluster is true, soon said, and has the exit code that it should: while all is
+//! well, with two control planes, with none, and after it is back.
 
 use std::time::Duration;
 

@@ -26,7 +26,8 @@ impl Live {
     }
 }
 
-/// Adds every object of the kinds that the control plane reads. Kinds that the caller may not list are told of and left out.
+/// Adds every object of the kinds that the control plane reads. Kinds that the caller may not list are told of and left
+/// out.
 ///
 /// # Errors
 /// When the API server cannot be asked.

@@ -1,5 +1,5 @@
-//! What a proxy holds about one service: routes with their weights and causes, TLS towards it, endpoints. Reads dumps in
-//! Envoy's shape and asks nobody.
+//! What a proxy holds about one service: routes with their weights and causes, TLS towards it, endpoints. Reads dumps
+//! in Envoy's shape and asks nobody.
 
 use std::collections::BTreeMap;
 

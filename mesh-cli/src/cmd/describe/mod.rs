@@ -1,8 +1,8 @@
-//! `meshctl describe`: what holds for a pod or a service. From what the control plane has in force and what proxies hold,
-//! never from reading objects again, so it cannot say anything else than what happens.
+//! `meshctl describe`: what holds for a pod or a service. From what the control plane has in force and what proxies
+//! hold, never from reading objects again, so it cannot say anything else than what happens.
 //!
-//! `effective` reads what a proxy holds, `gateways` finds who exposes a service, `trouble` says what looks wrong, `text` is
-//! for people; JSON has the same facts.
+//! `effective` reads what a proxy holds, `gateways` finds who exposes a service, `trouble` says what looks wrong, `text`
+//! is for people; JSON has the same facts.
 
 mod effective;
 mod gateways;
