@@ -1,5 +1,5 @@
-//! `meshctl tag`: names for revisions. A tag is a copy of its revision's injection webhook that listens to the name. Tag
-//! `default` also has objects validated that name no revision.
+//! `meshctl tag`: names for revisions. A tag is a copy of its revision's injection webhook that listens to the name.
+//! Tag `default` also has objects validated that name no revision.
 
 use std::process::ExitCode;
 

@@ -1,7 +1,7 @@
 //! What is removed by `uninstall`: what was installed, found by its labels, and what the control plane made of it.
 //!
-//! What somebody else needs is left: of a cluster with another control plane whatever both use, and namespaces that hold
-//! anything that was not installed.
+//! What somebody else needs is left: of a cluster with another control plane whatever both use, and namespaces that
+//! hold anything that was not installed.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -108,8 +108,8 @@ pub async fn revision(cluster: &Cluster, revision: &str) -> Result<Found, Failur
     Ok(Found { objects, left: vec![] })
 }
 
-/// Everything that was installed, and what the control plane made. `system`: a namespace where one was, though nothing of
-/// it may be left.
+/// Everything that was installed, and what the control plane made. `system`: a namespace where one was, though nothing
+/// of it may be left.
 ///
 /// # Errors
 /// When the server cannot be asked.
@@ -231,7 +231,10 @@ mod tests {
 
     #[test]
     fn namespaces_are_those_of_control_planes() {
-        let deployment = |app: &str| json!({"kind": "Deployment", "metadata": {"name": app, "namespace": app, "labels": {"app": app}}});
+        let deployment = |app: &str| {
+            let metadata = json!({"name": app, "namespace": app, "labels": {"app": app}});
+            json!({"kind": "Deployment", "metadata": metadata})
+        };
         let found = namespaces_of(&[deployment("istiod"), deployment("gateway")]);
         assert_eq!(found, BTreeSet::from(["istiod".to_owned()]));
     }

@@ -237,14 +237,14 @@ fn labels_and_annotations_of_users_stand_beside_ours_once() {
         "values.pilot.podLabels.team=x",
         "components.ingressGateways[0].label.team=x",
         "components.ingressGateways[0].label.istio=edge",
-        "components.ingressGateways[0].k8s.podAnnotations.prometheus\\.io/port=9",
+        "components.ingressGateways[0].k8s.podAnnotations.prometheus\\.io/path=/own",
     ]);
     let istiod = &find(&objects, "Deployment", "istiod")["spec"]["template"]["metadata"];
     assert_eq!(istiod["annotations"]["prometheus.io/scrape"], "no");
     assert_eq!(istiod["annotations"]["prometheus.io/port"], "15014");
     assert_eq!([&istiod["labels"]["app"], &istiod["labels"]["team"]], ["istiod", "x"], "the selector still fits");
     let gateway = &find(&objects, "Deployment", "istio-ingressgateway")["spec"]["template"]["metadata"];
-    assert_eq!(gateway["annotations"]["prometheus.io/port"], "9");
+    assert_eq!(gateway["annotations"]["prometheus.io/path"], "/own");
     assert_eq!(gateway["annotations"]["inject.istio.io/templates"], "gateway");
     assert_eq!(gateway["labels"]["team"], "x");
     let selector = &find(&objects, "Service", "istio-ingressgateway")["spec"]["selector"];
