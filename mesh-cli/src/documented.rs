@@ -27,7 +27,8 @@ fn commands(text: &str) -> Vec<Vec<String>> {
         if let Some(language) = line.trim_start().strip_prefix("```") {
             fence = match fence {
                 Some(_) => None,
-                None => Some(matches!(language.trim(), "sh" | "bash" | "shell" | "console")),
+                // `sh cluster`: for a cluster.
+                None => Some(matches!(language.split(' ').next(), Some("sh" | "bash" | "shell" | "console"))),
             };
             continue;
         }

@@ -1,15 +1,20 @@
-//! What docs/reference/install.md says of a cluster, run as it is written there; and a mesh in a namespace of its own.
+//! What docs/reference/install.md and docs/getting-started.md say of a cluster, run as it is written there; and a mesh in a
+//! namespace of its own.
 //!
 //! These scenarios begin and end without a mesh, so they come before those that share one.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+
+use tokio::process::Command;
 
 use super::mesh::{PATIENCE, REACHES, Workload, get, meshctl, service};
 use super::{Context, eventually};
 
 const PAGE: &str = include_str!("../../../docs/reference/install.md");
+const STARTED: &str = include_str!("../../../docs/getting-started.md");
 /// Images of the page, and those that the nodes know.
 const IMAGES: [(&str, &str); 2] = [("registry.example/mesh", "localhost/mesh"), ("1.0.0", "dev")];
 /// A namespace for the control plane that is not the usual one.
@@ -20,13 +25,39 @@ pub(super) async fn docs(context: &Context<'_>) -> Result<()> {
     context.check("the cluster has no mesh", cleared(context)).await?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("mesh.yaml");
-    let settings = blocks("yaml mesh.yaml").next().context("the page has no mesh.yaml")?;
+    let settings = blocks(PAGE, "yaml mesh.yaml").next().context("the page has no mesh.yaml")?;
     std::fs::write(&file, with_images(settings))?;
     let file = file.to_str().context("a folder without a name")?.to_owned();
-    let lines: Vec<&str> = blocks("sh cluster").flat_map(str::lines).collect();
+    let lines: Vec<&str> = blocks(PAGE, "sh cluster").flat_map(str::lines).collect();
     ensure!(!lines.is_empty(), "the page has no commands for a cluster");
     for line in lines {
         context.check(line, command(context, line, &file)).await?;
+    }
+    context.check("nothing of it is left", nothing_left(context)).await
+}
+
+/// The commands of the guide, from an empty cluster to an empty cluster, as a shell runs them.
+pub(super) async fn started(context: &Context<'_>) -> Result<()> {
+    context.check("the cluster has no mesh", cleared(context)).await?;
+    let programs = tempfile::tempdir()?;
+    let kubectl = context.cluster().kubectl_program();
+    std::os::unix::fs::symlink(kubectl, programs.path().join("kubectl")).context("kubectl")?;
+    let binaries = crate::python::binaries()?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{}:{}:{path}", programs.path().display(), binaries.display());
+    let lines: Vec<&str> = blocks(STARTED, "sh cluster").flat_map(str::lines).collect();
+    ensure!(lines.len() > 10, "the guide has only these commands for a cluster: {lines:?}");
+    for line in lines {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", line]).current_dir(crate::python::folder("..")).stdin(Stdio::null());
+        shell.env("PATH", &path).env("KUBECONFIG", context.cluster().kubeconfig());
+        let run = async {
+            let done = shell.output().await?;
+            let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+            ensure!(done.status.success(), "{}\n{out}{err}", done.status);
+            Ok(())
+        };
+        context.check(line, run).await?;
     }
     context.check("nothing of it is left", nothing_left(context)).await
 }
@@ -131,11 +162,11 @@ async fn nothing_left(context: &Context<'_>) -> Result<()> {
     .await
 }
 
-/// Blocks of the page with these words behind their fence.
-fn blocks(info: &str) -> impl Iterator<Item = &'static str> {
+/// Blocks of a page with these words behind their fence.
+fn blocks(page: &'static str, info: &str) -> impl Iterator<Item = &'static str> {
     let fence = format!("```{info}\n");
-    let starts: Vec<usize> = PAGE.match_indices(&fence).map(|(at, _)| at + fence.len()).collect();
-    starts.into_iter().filter_map(|at| PAGE.get(at..)?.split("```").next())
+    let starts: Vec<usize> = page.match_indices(&fence).map(|(at, _)| at + fence.len()).collect();
+    starts.into_iter().filter_map(move |at| page.get(at..)?.split("```").next())
 }
 
 fn with_images(text: &str) -> String {
@@ -149,9 +180,9 @@ mod tests {
     #[test]
     fn every_command_of_the_page_is_run_somewhere() {
         let shown = PAGE.lines().filter(|line| line.starts_with("meshctl ")).count();
-        let with_cluster = blocks("sh cluster").flat_map(str::lines).count();
-        let without = blocks("sh").flat_map(str::lines).count();
+        let with_cluster = blocks(PAGE, "sh cluster").flat_map(str::lines).count();
+        let without = blocks(PAGE, "sh").flat_map(str::lines).count();
         assert_eq!(shown, with_cluster + without, "commands without a cluster are run by mesh-cli/tests/install.rs");
-        assert_eq!(blocks("yaml mesh.yaml").count(), 1);
+        assert_eq!(blocks(PAGE, "yaml mesh.yaml").count(), 1);
     }
 }

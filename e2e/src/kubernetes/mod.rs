@@ -43,6 +43,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "parts", run: |context| Box::pin(machinery::parts(context)) },
     Scenario { name: "install-docs", run: |context| Box::pin(install::docs(context)) },
     Scenario { name: "install-elsewhere", run: |context| Box::pin(install::elsewhere(context)) },
+    Scenario { name: "getting-started", run: |context| Box::pin(install::started(context)) },
     Scenario { name: "mesh-traffic", run: |context| Box::pin(mesh::traffic::run(context)) },
     Scenario { name: "mesh-rollout", run: |context| Box::pin(mesh::rollout::run(context)) },
     Scenario { name: "mesh-workloads", run: |context| Box::pin(mesh::workloads::run(context)) },
@@ -307,7 +308,8 @@ async fn session(settings: Settings, chosen: &[&Scenario], keep: bool) -> Result
     imported?;
     progress.say("done");
     let failed = failed.into_inner() - flaky.checks;
-    let words = if flaky.scenarios.is_empty() { String::new() } else { format!(", FLAKY: {}", flaky.scenarios.join(", ")) };
+    let words =
+        if flaky.scenarios.is_empty() { String::new() } else { format!(", FLAKY: {}", flaky.scenarios.join(", ")) };
     println!("{} passed, {failed} failed{words}", passed.into_inner());
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -268,7 +268,8 @@ pub async fn start(settings: &Serve) -> anyhow::Result<Running> {
         let names = ca::ServerNames::new(xds.0.map(|a| a.ip()), &further)?;
         let tls = ca::server_tls(&authority, names)?;
         let certificates = ca::grpc_service(authority, authenticate.clone(), metrics);
-        let routes = Routes::new(certificates).add_service(Ads::new(hub.clone(), Some(authenticate), settings.xds_max_request));
+        let routes =
+            Routes::new(certificates).add_service(Ads::new(hub.clone(), Some(authenticate), settings.xds_max_request));
         servers.spawn(server::serve(listener, Some(tls), routes, stop.clone()));
     }
     Ok(Running { addresses, hub, servers, workers, stop })

@@ -12,8 +12,8 @@ use super::decision::{Facts, Reason, decide};
 use super::node::{Map, Node};
 use super::proxy_config::{self, Workload};
 use super::settings::Settings;
-use super::{overlay, probes, scraping};
 use super::template::{INIT, Owner, PROXY, PROXY_USER, Render};
+use super::{overlay, probes, scraping};
 
 /// Annotations of kubectl that name a pod's main container.
 const MAIN_CONTAINER: [&str; 2] =
@@ -257,12 +257,7 @@ impl Own {
 }
 
 /// Adds everything, and writes down what.
-fn add(
-    pod: &mut Node,
-    render: &Render<'_>,
-    own: &Own,
-    merge_metrics: bool,
-) -> Result<(), PodError> {
+fn add(pod: &mut Node, render: &Render<'_>, own: &Own, merge_metrics: bool) -> Result<(), PodError> {
     let over = |template: Node, name: &str| match own.get(name) {
         Some(own) => laid_over(template, own),
         None => template,

@@ -93,7 +93,9 @@ mod tests {
         assert_eq!(plan.annotations.map(|(_, v)| v), ["true", PATH, "15020"]);
         assert!(planned(&[]).unwrap().variable.is_none(), "the proxy's own");
         assert!(planned(&[("prometheus.io.port", "9090")]).unwrap().variable.unwrap().contains("9090"));
-        for stays in [(SCRAPE, "false"), (PORT, "15020"), (PORT, PROXY_PORT), ("prometheus.istio.io/merge-metrics", "false")] {
+        for stays in
+            [(SCRAPE, "false"), (PORT, "15020"), (PORT, PROXY_PORT), ("prometheus.istio.io/merge-metrics", "false")]
+        {
             assert!(planned(&[stays]).is_none(), "{stays:?}");
         }
         assert!(super::plan(&Map::new(), false, 15020).is_none() && super::plan(&Map::new(), true, 0).is_none());

@@ -132,7 +132,10 @@ mod tests {
         let text = "IST0101 spec.http[0]: no service; MESH0005 spec.hosts[0]: nobody's";
         assert_eq!(word(&first[&vague], "Degraded"), ("True", "ReferencedResourceNotFound", text));
         let messages = &first[&vague]["validationMessages"];
-        assert_eq!(messages[0], json!({"type": {"code": "IST0101", "name": "ReferencedResourceNotFound"}, "level": "ERROR"}));
+        assert_eq!(
+            messages[0],
+            json!({"type": {"code": "IST0101", "name": "ReferencedResourceNotFound"}, "level": "ERROR"})
+        );
         assert_eq!(messages[1]["level"], "WARNING");
         assert!(says_something(&first[&bad]) && says_something(&first[&vague]));
         // Mended: whoever was told must be told.

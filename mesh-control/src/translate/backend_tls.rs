@@ -8,8 +8,8 @@ use std::sync::Arc;
 use mesh_api::{
     crd::gateway_api::{BackendTlsPolicy, LocalObjectRef, SubjectAltNameType},
     model::{
-        CertificateSource, Cluster, CommonTls, DataSource, Discovery, EndpointSet, HttpVersionChoice, LbPolicy, Name, SanKind, SanMatcher,
-        StringMatcher, TlsVersion, UpstreamTls, Validation, ValidationContext,
+        CertificateSource, Cluster, CommonTls, DataSource, Discovery, EndpointSet, HttpVersionChoice, LbPolicy, Name,
+        SanKind, SanMatcher, StringMatcher, TlsVersion, UpstreamTls, Validation, ValidationContext,
     },
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};

@@ -72,7 +72,8 @@ impl AppMetrics {
     pub(super) async fn append(&self, text: &mut String, headers: &HeaderMap) {
         self.scrapes.fetch_add(1, Relaxed);
         let asked = headers.get(PATIENCE).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<f64>().ok());
-        let time = asked.filter(|s| s.is_finite() && *s > 0.0).map_or(TIMEOUT, |s| Duration::from_secs_f64(s.min(60.0)));
+        let time =
+            asked.filter(|s| s.is_finite() && *s > 0.0).map_or(TIMEOUT, |s| Duration::from_secs_f64(s.min(60.0)));
         let asked = tokio::time::timeout(time.min(LONGEST), self.ask(headers)).await;
         let application = match asked.unwrap_or_else(|_| Err(format!("no answer within {time:?}"))) {
             Ok(application) => application,
@@ -157,7 +158,8 @@ mod tests {
         let written = format!(r#"{{"scrape": "true", "path": "own", "port": "{port}"}}"#);
         let metrics = AppMetrics::new(&written, &[15020]).unwrap().unwrap();
         let mut text = "proxy 1\n".to_owned();
-        let headers: HeaderMap = [(http::HeaderName::from_static(PATIENCE), HeaderValue::from_static("0.5"))].into_iter().collect();
+        let headers: HeaderMap =
+            [(http::HeaderName::from_static(PATIENCE), HeaderValue::from_static("0.5"))].into_iter().collect();
         metrics.append(&mut text, &headers).await;
         text
     }
@@ -173,7 +175,9 @@ mod tests {
     #[tokio::test]
     async fn an_application_that_fails_takes_nothing_away() {
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        for port in [closed, application("HTTP/1.1 500 No\r\ncontent-length: 3\r\n\r\nx 1").await, application("").await] {
+        for port in
+            [closed, application("HTTP/1.1 500 No\r\ncontent-length: 3\r\n\r\nx 1").await, application("").await]
+        {
             let text = merged(port).await;
             assert!(text.starts_with("proxy 1\n") && !text.contains("x 1"), "{text}");
             assert!(text.contains("istio_agent_scrape_failures_total{type=\"application\"} 1"), "{text}");

@@ -58,7 +58,8 @@ pub fn run(w: &Workload, gateway: bool, set_level: SetLevel) -> anyhow::Result<(
     let probes = probes.context("the application's probes (ISTIO_KUBE_APP_PROBERS) cannot be read")?;
     let own = [w.status_port, w.merged_metrics_port, w.metrics_port];
     let metrics = AppMetrics::new(w.app_metrics.as_deref().unwrap_or_default(), &own);
-    let metrics = metrics.context("where the application's metrics are (ISTIO_PROMETHEUS_ANNOTATIONS) cannot be read")?;
+    let metrics =
+        metrics.context("where the application's metrics are (ISTIO_PROMETHEUS_ANNOTATIONS) cannot be read")?;
     let parts = Parts::start(&w.process, node, secrets.clone(), 0)?;
     let control = ControlPlane::new(&w.identity.control, &w.identity.root_cert, &secrets)?;
     let (status, certificate) = watch::channel(identity::Status::default());
@@ -90,7 +91,14 @@ pub fn run(w: &Workload, gateway: bool, set_level: SetLevel) -> anyhow::Result<(
     let mut places = vec![(admin, Pages::Admin)];
     let status = own.into_iter().zip([Pages::Status, Pages::Merged, Pages::Status]);
     places.extend(status.filter(|(port, _)| *port != 0).map(|(port, pages)| (SocketAddr::new(open, port), pages)));
-    parts.run(readiness, places, Application { probes, metrics }, Some(client), set_level, Duration::from_secs(w.process.drain_time_s))
+    parts.run(
+        readiness,
+        places,
+        Application { probes, metrics },
+        Some(client),
+        set_level,
+        Duration::from_secs(w.process.drain_time_s),
+    )
 }
 
 /// Port of resolvers: who takes it stands in the place of the system's.

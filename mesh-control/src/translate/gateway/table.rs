@@ -90,13 +90,8 @@ fn table(request: Request<'_>, name: &str, listens: u16, servers: &[&Server]) ->
 }
 
 /// What a gateway itself says of clients; what clients say in these is not believed.
-const SAID_BY_GATEWAYS: [&str; 5] = [
-    "x-envoy-external-address",
-    "x-forwarded-client-cert",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-];
+const SAID_BY_GATEWAYS: [&str; 5] =
+    ["x-envoy-external-address", "x-forwarded-client-cert", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
 
 /// The same names with underscores in the place of dashes, in all ways: many applications (CGI, WSGI, Rack, PHP) read
 /// both as one variable, and would believe the client.

@@ -16,7 +16,8 @@ impl Checker<'_> {
     /// Rules that ask for what only HTTP has, of workloads with ports of TCP: there ALLOW never allows, and the others
     /// refuse without asking.
     pub(super) fn http_on_tcp(&mut self, policy: &AuthorizationPolicy, selector: &Labels) {
-        let asking: Vec<(usize, &Rule)> = policy.rules.iter().flatten().enumerate().filter(|(_, r)| asks_for_http(r)).collect();
+        let asking: Vec<(usize, &Rule)> =
+            policy.rules.iter().flatten().enumerate().filter(|(_, r)| asks_for_http(r)).collect();
         if asking.is_empty() {
             return;
         }
@@ -81,9 +82,9 @@ fn asks_for_http(rule: &Rule) -> bool {
     let sources = rule.from.iter().flatten().filter_map(|f| f.source.as_ref());
     let operations = rule.to.iter().flatten().filter_map(|t| t.operation.as_ref());
     sources.into_iter().any(|s| any(&[&s.request_principals, &s.not_request_principals]))
-        || operations.into_iter().any(|o| {
-            any(&[&o.hosts, &o.not_hosts, &o.methods, &o.not_methods, &o.paths, &o.not_paths])
-        })
+        || operations
+            .into_iter()
+            .any(|o| any(&[&o.hosts, &o.not_hosts, &o.methods, &o.not_methods, &o.paths, &o.not_paths]))
         || rule.when.iter().any(|w| w.key.starts_with("request."))
 }
 

@@ -292,7 +292,9 @@ fn rules_of_http_on_ports_of_tcp_are_told() {
 #[test]
 fn services_of_one_workload_that_contradict_each_other_are_told() {
     let other = |ports: &str| {
-        format!("{WORKLOAD}apiVersion: v1\nkind: Service\nmetadata: {{name: zz, namespace: shop}}\nspec: {{selector: {{role: store}}, ports: [{ports}]}}\n")
+        format!(
+            "{WORKLOAD}apiVersion: v1\nkind: Service\nmetadata: {{name: zz, namespace: shop}}\nspec: {{selector: {{role: store}}, ports: [{ports}]}}\n"
+        )
     };
     let protocols = codes_of(&other("{name: tcp, port: 80, targetPort: 9000}"));
     assert_eq!(protocols, ["db IST0116 spec.ports", "zz IST0116 spec.ports"]);
@@ -306,7 +308,9 @@ fn services_of_one_workload_that_contradict_each_other_are_told() {
 fn secrets_without_a_certificate_are_told_when_they_change() {
     let gateway = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: shop}\nspec: {selector: {app: gw}, servers: [{port: {number: 443, name: https, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE, credentialName: cred}}]}\n---\n";
     let secret = |crt: &str| {
-        format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: cred, namespace: shop}}\ntype: kubernetes.io/tls\nstringData: {{tls.crt: '{crt}', tls.key: '{crt}'}}\n")
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: cred, namespace: shop}}\ntype: kubernetes.io/tls\nstringData: {{tls.crt: '{crt}', tls.key: '{crt}'}}\n"
+        )
     };
     assert_eq!(codes_of(&format!("{gateway}{}", secret("x"))), ["g IST0161 spec.servers[0].tls.credentialName"]);
     assert_eq!(codes_of(gateway), ["g IST0101 spec.servers[0].tls.credentialName"]);
@@ -316,7 +320,9 @@ fn secrets_without_a_certificate_are_told_when_they_change() {
 fn gateways_of_gateway_api_are_named_otherwise() {
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: gw-0, namespace: shop, labels: {app: gw, gateway.networking.k8s.io/gateway-name: edge}}\nspec: {}\n---\n";
     let policy = |selector: &str| {
-        format!("{pod}apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop}}\nspec: {{{selector}}}\n")
+        format!(
+            "{pod}apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop}}\nspec: {{{selector}}}\n"
+        )
     };
     assert_eq!(codes_of(&policy("selector: {matchLabels: {app: gw}}")), ["p IST0166 spec.selector"]);
     assert!(codes_of(&policy("")).is_empty());

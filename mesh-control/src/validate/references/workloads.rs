@@ -70,7 +70,7 @@ impl<'k> Checker<'k> {
     pub(super) fn gateway_ports(&mut self, gateway: &Gateway) {
         let services = self.services_of("", &gateway.selector);
         let of = |p: &&OfferedPort| [Some(p.number), p.target];
-        let ports: BTreeSet<u16> = services.iter().flat_map(|(_, ports)| *ports).flat_map(|p| of(&p)).flatten().collect();
+        let ports: BTreeSet<u16> = services.values().flat_map(|ports| *ports).flat_map(|p| of(&p)).flatten().collect();
         for (i, server) in gateway.servers.iter().enumerate() {
             if !services.is_empty() && !ports.contains(&server.port.number) {
                 let message = format!("no Service of the gateway's workloads has port {}", server.port.number);
@@ -81,11 +81,7 @@ impl<'k> Checker<'k> {
     }
 
     /// Services of the workloads with these labels, with their ports, noting that the object depends on them.
-    pub(super) fn services_of(
-        &mut self,
-        place: &str,
-        selector: &Labels,
-    ) -> BTreeMap<&'k ObjectKey, &'k [OfferedPort]> {
+    pub(super) fn services_of(&mut self, place: &str, selector: &Labels) -> BTreeMap<&'k ObjectKey, &'k [OfferedPort]> {
         let mut out = BTreeMap::new();
         let Some(first) = selector.iter().next().map(label) else { return out };
         self.uses.push(Topic::Label(place.to_owned(), first));
