@@ -165,7 +165,7 @@ mod tests {
 
     fn with<T>(metadata: &str, spec: &str, look: impl FnOnce(&Index, &GatewayEntry) -> T) -> T {
         let writer = writer(&format!(
-            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{namespace: infra, {metadata}}}\nspec: {{gatewayClassName: istio, listeners: [], {spec}}}\n{MAP}"
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{namespace: infra, {metadata}}}\nspec: {{gatewayClassName: istio, listeners: [{{name: http, port: 80, protocol: HTTP}}], {spec}}}\n{MAP}"
         ));
         let index = writer.index();
         let entry = index.objects(Kind::Gateway).find_map(|o| gateway_entry(index, o)).unwrap();

@@ -187,15 +187,19 @@ fn label_chars(s: &str) -> bool {
 
 /// RFC 1123 label.
 pub(super) fn dns_label(s: &str) -> bool {
-    (1..=63).contains(&s.len())
+    s.len() <= 63 && is_label_of_any_length(s)
+}
+
+fn is_label_of_any_length(s: &str) -> bool {
+    !s.is_empty()
         && !s.starts_with('-')
         && !s.ends_with('-')
         && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
-/// RFC 1123 subdomain.
+/// RFC 1123 subdomain, as Kubernetes has it: what is between dots may be of any length.
 pub(super) fn dns_subdomain(s: &str) -> bool {
-    s.len() <= 253 && s.split('.').all(dns_label)
+    s.len() <= 253 && s.split('.').all(is_label_of_any_length)
 }
 
 /// A DNS name as hosts use it: upper case and a final dot are fine.

@@ -94,7 +94,8 @@ const ANNOTATIONS: &[(&str, Place, bool)] = &[
 pub(super) fn annotations(kind: Kind, annotations: &Labels, out: &mut Report) {
     for (name, value) in annotations {
         let Some((domain, _)) = name.split_once('/') else { continue };
-        if INTERNAL.contains(&domain) {
+        // A Gateway's annotations are for others, too: what is made for it gets them.
+        if INTERNAL.contains(&domain) || !domain.ends_with("istio.io") {
             continue;
         }
         let field = format!("metadata.annotations.{name}");
