@@ -162,21 +162,33 @@ impl Context<'_> {
     ///
     /// # Errors
     /// What the check failed with.
-    pub async fn check<T>(&self, what: &str, check: impl Future<Output = Result<T>>) -> Result<T> {
-        let start = Instant::now();
-        let result = check.await;
-        let time = start.elapsed().as_secs_f64();
-        match &result {
-            Ok(_) => {
+    pub fn check<'f, T>(
+        &'f self,
+        what: &'f str,
+        check: impl Future<Output = Result<T>> + 'f,
+    ) -> impl Future<Output = Result<T>> + 'f {
+        // Scenarios wait for many of these, and some are large.
+        let check = Box::pin(check);
+        async move {
+            let start = Instant::now();
+            let result = check.await;
+            self.tell(what, start.elapsed(), result.as_ref().err());
+            result
+        }
+    }
+
+    fn tell(&self, what: &str, time: Duration, error: Option<&anyhow::Error>) {
+        let time = time.as_secs_f64();
+        match error {
+            None => {
                 self.session.passed.fetch_add(1, Ordering::Relaxed);
                 println!("ok    {time:6.2} s  {}: {what}", self.scenario);
             }
-            Err(error) => {
+            Some(error) => {
                 self.session.failed.fetch_add(1, Ordering::Relaxed);
                 println!("FAIL  {time:6.2} s  {}: {what}: {error:#}", self.scenario);
             }
         }
-        result
     }
 
     /// Runs `kubectl` in the scenario's namespace; what it printed.

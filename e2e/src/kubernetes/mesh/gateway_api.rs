@@ -59,8 +59,8 @@ spec:
 
 /// A condition of a status.
 fn condition(of: &Value, kind: &str) -> Result<Value> {
-    let all = of["status"]["conditions"].as_array().into_iter().flatten();
-    let found = all.filter(|c| c["type"] == kind).cloned().next();
+    let mut all = of["status"]["conditions"].as_array().into_iter().flatten();
+    let found = all.find(|c| c["type"] == kind).cloned();
     found.with_context(|| format!("no condition {kind} in {}", of["status"]))
 }
 

@@ -23,7 +23,7 @@ pub(in super::super) async fn run(context: &Context<'_>) -> Result<()> {
     let authority = Authority::new("the world's authority")?;
     context.check("servers and clients inside and outside get ready", begin(context, &authority)).await?;
     let secrets = Secrets { context, authority: &authority };
-    let result = ingress(context, &secrets).await;
+    let result = Box::pin(ingress(context, &secrets)).await;
     secrets.remove().await?;
     result?;
     egress(context).await
@@ -295,10 +295,9 @@ spec: {outboundTrafficPolicy: {mode: REGISTRY_ONLY}, egress: [{hosts: ['*/*']}]}
 ";
         self.context.apply(only).await?;
         answers(self.context, "client", &self.words(), 502).await?;
-        match probe(self.context, "client", &["send", "-timeout", "2s", &self.tcp, "hello"]).await {
-            // The connection is taken and closed.
-            Ok(said) => ensure!(said.is_empty(), "TCP is forwarded: {said:?}"),
-            Err(_) => {}
+        // The connection is taken and closed.
+        if let Ok(said) = probe(self.context, "client", &["send", "-timeout", "2s", &self.tcp, "hello"]).await {
+            ensure!(said.is_empty(), "TCP is forwarded: {said:?}");
         }
         // What is declared is reached as before.
         seen(self.context, "client", &["http://second/"]).await.map(drop)
