@@ -133,9 +133,8 @@ fn by_hand() {
     let (sidecar, before) = second.split_last().unwrap();
     before.iter().for_each(done);
     running.start(&there(sidecar), &at, &path);
-    let ask =
-        |line: &str| -> Ended { ended(shell(line, &at, &path).env("MESHCTL_CONTROL", format!("{control}:15014"))) };
-    let [ps, bootstrap] = &third[..] else { panic!("two commands are expected: {third:?}") };
+    let [export, ps, bootstrap] = &third[..] else { panic!("three commands are expected: {third:?}") };
+    let ask = |line: &str| -> Ended { ended(&mut shell(&there(&format!("{export}; {line}")), &at, &path)) };
     eventually("the sidecar to be in sync", || {
         ask(ps).out.lines().any(|l| l.starts_with("web.shop") && l.contains("SYNCED"))
     });
