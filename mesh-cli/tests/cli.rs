@@ -120,7 +120,7 @@ fn version_tells_what_the_control_plane_is() {
     let both = run(["version", "--control", &address]);
     assert!(both.out.contains("control plane version: 1.2.3"), "{both:?}");
     let yaml = run(["version", "--control", &address, "-o", "yaml"]);
-    assert!(yaml.out.contains("version: 1.2.3") && yaml.out.contains("clientVersion"), "{yaml:?}");
+    assert!(yaml.out.contains("version: \"1.2.3\"") && yaml.out.contains("clientVersion"), "{yaml:?}");
     // Whoever does not know the page is no control plane of version 9.9.9.
     let (address, _) = server(Some("HTTP/1.1 404 Not Found\r\ncontent-length: 15\r\n\r\nnginx/9.9.9 404"));
     let foreign = run(["version", "--control", &address]);
