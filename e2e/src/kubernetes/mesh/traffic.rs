@@ -8,6 +8,9 @@ use serde_json::Value;
 use super::super::{Context, eventually};
 use super::{REACHES, Workload, address, get, install, joined, pod, probe, seen, service, start, wire};
 
+/// Where an application says that its metrics are.
+const OWN_METRICS: &str = "prometheus.io/scrape: 'true', prometheus.io/port: '8080', prometheus.io/path: /own-metrics";
+
 pub(in super::super) async fn run(context: &Context<'_>) -> Result<()> {
     context.check("meshctl installs the mesh", joined(context)).await?;
     let _ = context.check("a second installation changes nothing", again(context)).await;
@@ -22,7 +25,9 @@ pub(in super::super) async fn run(context: &Context<'_>) -> Result<()> {
     let _ = context.check("STRICT refuses a pod without proxy, and serves one with", strict(context)).await;
     let _ = context.check("DISABLE on a port opens that port only", port_level(context)).await;
     let _ = context.check("a policy by service account holds, and tells its name", policy(context)).await;
-    context.check("what cannot work is refused by the API server", refused(context)).await
+    let _ = context.check("what cannot work is refused by the API server", refused(context)).await;
+    let _ = context.check("an object is told what is wrong with it, and that it is mended", told(context)).await;
+    context.check("metrics of application and proxy are one text", metrics(context)).await
 }
 
 async fn again(context: &Context<'_>) -> Result<()> {
@@ -39,7 +44,8 @@ async fn again(context: &Context<'_>) -> Result<()> {
 }
 
 async fn pods(context: &Context<'_>) -> Result<()> {
-    let all = [Workload::new("client"), Workload::new("server"), Workload::plain("plain")];
+    let server = Workload { annotations: OWN_METRICS, ..Workload::new("server") };
+    let all = [Workload::new("client"), server, Workload::plain("plain")];
     start(context, &all, &format!("{}{}", service("server"), service("client"))).await?;
     let server = pod(context, &context.namespace, "app=server").await?;
     let spec = &server["spec"];
@@ -196,4 +202,46 @@ spec: {hosts: [server], http: [{match: [{uri: {regex: '('}}], route: [{destinati
         }
     })
     .await
+}
+
+async fn told(context: &Context<'_>) -> Result<()> {
+    let leads_to = |host: &str| {
+        format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: told}}
+spec: {{hosts: [server], http: [{{match: [{{uri: {{prefix: /told}}}}], route: [{{destination: {{host: {host}, port: {{number: 80}}}}}}]}}, {{route: [{{destination: {{host: server, port: {{number: 80}}}}}}]}}]}}
+"
+        )
+    };
+    for (host, degraded, code) in [("nowhere", "True", "IST0101"), ("server", "False", "")] {
+        context.apply(&leads_to(host)).await?;
+        eventually(REACHES, async || {
+            let object = context.json(&["get", "virtualservice", "told"]).await?;
+            let status = &object["status"];
+            let conditions = status["conditions"].as_array().into_iter().flatten();
+            let found = conditions.into_iter().find(|c| c["type"] == "Degraded").context("no condition Degraded")?;
+            ensure!(found["status"] == degraded, "{status}");
+            let first = status["validationMessages"][0]["type"]["code"].as_str().unwrap_or_default();
+            ensure!(first == code, "{status}");
+            Ok(())
+        })
+        .await?;
+    }
+    context.kubectl(&["delete", "virtualservice", "told"]).await.map(drop)
+}
+
+/// As Prometheus asks, which has no certificate: where the pod's annotations say.
+async fn metrics(context: &Context<'_>) -> Result<()> {
+    let found = pod(context, &context.namespace, "app=server").await?;
+    let annotations = &found["metadata"]["annotations"];
+    let at = |name: &str| annotations[format!("prometheus.io/{name}")].as_str().unwrap_or_default().to_owned();
+    let ip = found["status"]["podIP"].as_str().context("the pod has no address")?;
+    let url = format!("http://{ip}:{}{}", at("port"), at("path"));
+    let (status, text) = get(context, "plain", &[&url]).await?;
+    ensure!(status == 200 && text.contains("istio_requests_total{"), "{url}: {status} {text}");
+    // The probe answers everything with what it saw.
+    ensure!(text.contains("\"path\":\"/own-metrics\""), "the application's own are not there: {text}");
+    Ok(())
 }
