@@ -13,6 +13,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 /// How long an application may take when Prometheus does not say how long it waits.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,6 +21,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(60);
 /// Most that is taken over, in bytes.
 const MOST: usize = 32 << 20;
+/// Scrapes at once; others wait. Whoever reaches the port may ask, and each holds what the application answers.
+const AT_ONCE: usize = 2;
 /// How long Prometheus waits, in seconds.
 const PATIENCE: &str = "x-prometheus-scrape-timeout-seconds";
 
@@ -28,6 +31,7 @@ const PATIENCE: &str = "x-prometheus-scrape-timeout-seconds";
 pub struct AppMetrics {
     port: u16,
     path: String,
+    slots: Semaphore,
     scrapes: AtomicU64,
     failures: AtomicU64,
 }
@@ -65,16 +69,17 @@ impl AppMetrics {
             path if path.starts_with('/') => path.to_owned(),
             path => format!("/{path}"),
         };
-        Ok(Some(Self { port, path, scrapes: AtomicU64::new(0), failures: AtomicU64::new(0) }))
+        let slots = Semaphore::new(AT_ONCE);
+        Ok(Some(Self { port, path, slots, scrapes: AtomicU64::new(0), failures: AtomicU64::new(0) }))
     }
 
     /// Appends the application's metrics to the proxy's. One that does not answer is counted, and takes nothing away.
     pub(super) async fn append(&self, text: &mut String, headers: &HeaderMap) {
         self.scrapes.fetch_add(1, Relaxed);
-        let asked = headers.get(PATIENCE).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<f64>().ok());
-        let time =
-            asked.filter(|s| s.is_finite() && *s > 0.0).map_or(TIMEOUT, |s| Duration::from_secs_f64(s.min(60.0)));
-        let asked = tokio::time::timeout(time.min(LONGEST), self.ask(headers)).await;
+        let told = headers.get(PATIENCE).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<f64>().ok());
+        let told = told.filter(|s| s.is_finite() && *s > 0.0);
+        let time = told.map_or(TIMEOUT, |s| Duration::from_secs_f64(s.min(LONGEST.as_secs_f64())));
+        let asked = tokio::time::timeout(time, self.ask(headers)).await;
         let application = match asked.unwrap_or_else(|_| Err(format!("no answer within {time:?}"))) {
             Ok(application) => application,
             Err(why) => {
@@ -96,6 +101,7 @@ impl AppMetrics {
     }
 
     async fn ask(&self, headers: &HeaderMap) -> Result<String, String> {
+        let _slot = self.slots.acquire().await.map_err(|e| e.to_string())?;
         // Where applications that are for this pod alone listen, too.
         let places = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()].map(|ip| SocketAddr::new(ip, self.port));
         let stream = TcpStream::connect(&places[..]).await.map_err(|e| e.to_string())?;
