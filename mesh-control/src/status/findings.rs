@@ -18,7 +18,7 @@ use crate::{
     validate::{Finding, Level, codes},
 };
 
-/// Longest text of a condition, in bytes; the API server permits 32 KiB.
+/// Longest text of a condition, more or less, in characters; the API server permits 32 KiB.
 const LONGEST: usize = 2048;
 
 /// Kinds whose statuses these are.

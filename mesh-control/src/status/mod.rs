@@ -133,6 +133,8 @@ impl Writer {
         let mut computed = tokio::task::spawn_blocking(move || computed(&index, &refused)).await.unwrap_or_default();
         let found = findings::computed(&self.found.read(), &known.told);
         known.told.extend(found.iter().filter(|(_, status)| findings::says_something(status)).map(|(k, _)| k.clone()));
+        let over: HashSet<ObjectKey> =
+            found.iter().filter(|(_, status)| !findings::says_something(status)).map(|(k, _)| k.clone()).collect();
         for (key, status) in found {
             join(computed.entry(key).or_insert_with(|| json!({})), status);
         }
@@ -162,6 +164,10 @@ impl Writer {
         for (key, hash, done) in results {
             complete &= done;
             if done {
+                // Whoever has heard the last word, or is gone, need not be remembered.
+                if over.contains(&key) {
+                    known.told.remove(&key);
+                }
                 written.insert(key, hash);
             }
         }
